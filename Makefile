@@ -1,0 +1,29 @@
+# make rehearse   the pipeline of configs/rehearsal.yaml on a private Slurm of this host
+# make test       linters, types, import contracts, all tests
+# make venv       the environment alone, in .venv
+PYTHON ?= python3
+BOOTSTRAP = $(PYTHON) r1hpc/rehearsal/bootstrap.py
+BIN = .venv/bin
+
+.PHONY: venv rehearse test lint bench
+
+venv:
+	@$(BOOTSTRAP) venv
+
+rehearse: venv
+	@$(BOOTSTRAP) system
+	@$(BIN)/python -m r1hpc.rehearsal rehearse configs/rehearsal.yaml
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: venv
+	@$(BOOTSTRAP) system --test
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/pytest
+
+bench: venv
+	$(BIN)/python benchmarks/foundation.py --quick

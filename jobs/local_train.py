@@ -1,0 +1,75 @@
+"""The train job without Slurm: attempts on this one host, one after the other, until the requeue decision says stop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.local import run_attempt
+from jobs.requeue import close_record, ledger
+from r1hpc import exit_codes
+from r1hpc.cluster.requeue import EXIT, HOLD, Facts, decide
+from r1hpc.config import load_config
+from r1hpc.errors import R1hpcError
+from r1hpc.publish import publish_json
+from r1hpc.rundir import AttemptDir, RunDir
+
+JOB_ID = "local"
+
+
+class AttemptsEnded(R1hpcError):
+    """The attempts ended without success."""
+
+
+@dataclass(frozen=True)
+class LocalTrain:
+    """What the train job is under `--cluster local`: the same agents, the same decision, no scheduler."""
+
+    run_dir: str
+    until: str
+
+    def __call__(self) -> int:
+        """Return 0 on success. Raises AttemptsEnded with the cause."""
+        directory = RunDir(Path(self.run_dir))
+        max_crashes = load_config(directory.config).config.run.max_crashes
+        while True:
+            attempt, restart = _open_attempt(directory)
+            code = run_attempt(directory, attempt, self.until)
+            decision = decide(_facts(directory, attempt, restart, code, max_crashes))
+            close_record(str(attempt.root), code, decision)
+            print(f"attempt {attempt.root.name}: exit code {code}, {decision.cause}: {decision.reason}", flush=True)
+            if code == exit_codes.SUCCESS:
+                return code
+            # Someone asked this very process to stop: there is no scheduler that could want it back.
+            if decision.action in (EXIT, HOLD) or code == exit_codes.STOP_REQUESTED:
+                raise AttemptsEnded(f"{decision.cause}: {decision.reason} (exit code {code})")
+
+
+def _open_attempt(directory: RunDir) -> tuple[AttemptDir, int]:
+    """Make the next attempt's directory and begin.json."""
+    restart = sum(1 for path in directory.attempts.glob(f"{JOB_ID}-r*") if path.is_dir())
+    attempt = directory.attempt(JOB_ID, restart)
+    for folder in (attempt.logs, attempt.facts):
+        folder.mkdir(parents=True)
+    record = {"job_id": JOB_ID, "restart": restart, "started": time.time(), "end_time": None}
+    publish_json(attempt.begin, record)
+    return attempt, restart
+
+
+def _facts(directory: RunDir, attempt: AttemptDir, restart: int, code: int, max_crashes: int) -> Facts:
+    return Facts(
+        exit_code=code,
+        done=directory.done.exists(),
+        restart=restart,
+        job_state="RUNNING",
+        restarts_now=restart,
+        seconds_left=None,
+        lead_s=0,
+        progress=False,
+        blamed=(),
+        past=ledger(str(directory.root), str(attempt.root)),
+        max_crashes=max_crashes,
+    )
+
+

@@ -1,0 +1,1 @@
+"""Hosts: hostfiles, allocations, preflight, Ray, and the supervision of processes."""

@@ -1,0 +1,49 @@
+"""How an attempt ended: the exit code that all its agents leave with, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc import exit_codes
+from r1hpc.publish import publish_json
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of an attempt."""
+
+    exit_code: int
+    reason: str
+    lost_nodes: tuple[str, ...] = ()
+    """Nodes to blame; one that is blamed twice is used no more."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For the roll call and for outcome.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Outcome:
+        """The reverse of to_json."""
+        return cls(record["exit_code"], record["reason"], tuple(record["lost_nodes"]))
+
+
+def nodes_lost(names: Sequence[str], reason: str) -> Outcome:
+    """Nodes that were up stopped answering."""
+    return Outcome(exit_codes.NODE_LOST, f"lost {', '.join(names)}: {reason}", tuple(names))
+
+
+def write_outcome(path: Path, outcome: Outcome) -> None:
+    """Publish outcome.json, keeping what the driver has put there (its progress)."""
+    publish_json(path, _read(path) | outcome.to_json())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record
+    except FileNotFoundError:
+        return {}

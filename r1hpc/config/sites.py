@@ -1,0 +1,23 @@
+"""Finds the file of a site: --site NAME is sites/NAME.yaml beside the configuration, or a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from r1hpc.config.nearest import nearest
+from r1hpc.config.source import Origin, Problem
+
+
+def find_site(site: str, config_path: Path) -> tuple[Path | None, list[Problem]]:
+    """The file that `site` means, or None and why there is none."""
+    if "/" in site or site.endswith((".yaml", ".yml")):
+        return Path(site), []  # reading it says whether it is there
+    folder = config_path.parent / "sites"
+    path = folder / f"{site}.yaml"
+    if path.is_file():
+        return path, []
+    available = sorted(file.stem for file in folder.glob("*.yaml"))
+    close = nearest(site, available)
+    known = f"{folder} has {', '.join(available)}" if available else f"there are no site files in {folder}"
+    hint = f"; did you mean {close}?" if close else ""
+    return None, [Problem(Origin(f"--site {site}"), f"no such site: {known}{hint}")]

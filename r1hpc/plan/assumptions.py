@@ -1,0 +1,108 @@
+"""The numbers that a plan cannot derive: each with its source. Everything else in a plan is arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+GB = 10**9
+GIB = 2**30
+SLURM_SIGNAL_SLACK_S = 60
+"""Slurm may deliver --signal up to a minute early: sbatch(1)."""
+MAX_SIGNAL_LEAD_S = 65535
+"""The largest lead that --signal takes: sbatch(1)."""
+BUCKET_BYTES = 512 * 2**20
+"""One bucket of a weight sync."""
+SAVE_SPREAD = 0.25
+"""How much slower than expected a save may be before the signal lead no longer covers it; our margin."""
+ADAM_BYTES = 12
+"""Of one parameter: fp32 master, first and second moment."""
+ADAM_TRAFFIC_BYTES = 28
+"""Moved by one step of host Adam for one parameter: gradient, master and both moments read, the latter three written."""
+LOGIT_COPIES = 4
+"""fp32 arrays of a chunk of logits alive at once: logits, exponentials, gradient, one temporary. Counted from the
+vocabulary-parallel log-softmax."""
+EXPERT_IMBALANCE = 2.0
+"""Tokens of the busiest GPU over the mean after a dispatch. Our margin: RL trains without a balancing loss."""
+FRAGMENTATION = 0.03
+"""Share of a GPU that the caching allocator cannot use. Our margin."""
+LOGPROB_PASSES = 2
+"""Forward passes before the steps of a rollout: old log-probs, and the reference's where a reference is loaded."""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a device costs besides tensors."""
+
+    usable_share: float
+    """Of the memory as sold, what the driver gives: 79.1 of 80 GiB on an H100 (as torch reports its capacity)."""
+    sleeps: bool
+    """Whether a sleeping side gives its memory back (memory saver); a CPU rehearsal keeps both sides resident."""
+    context_bytes: int
+    """Of one process: CUDA context and kernels, or a CPU process that has imported its libraries."""
+    engine_process_bytes: int
+    """The same for one engine rank."""
+    engine_groups_bytes: int
+    """NCCL buffers of an engine, opened before SGLang measures its free memory."""
+    deepep_bytes: int
+    """DeepEP buffers of an engine; they survive its sleep. SGLang 0.5.21 reserves 2 GiB (reserve_for_deepep_a2a_mb)."""
+    cuda_graph_bytes: int
+    """6.2 GiB at batch 256 on 8 GPUs: SGLang pull request 5893."""
+    prefill_bytes: int
+    """Activations of a prefill chunk: SGLang 0.5.21 reserves 1.5 MiB a token, of at least 2048 tokens."""
+    trainer_asleep_bytes: int
+    """A sleeping trainer whose process groups were destroyed: 3 to 5 GB, slime v0.1.0 release notes."""
+    trainer_groups_bytes: int
+    """NCCL buffers of an awake trainer at 128 GPUs: 15 to 18 GB asleep with groups kept, less the 3 to 5 above."""
+    rebuild_groups_above: int
+    """World size above which process groups are destroyed while the trainer sleeps."""
+    host_process_bytes: int
+    """Host memory of one trainer or engine process on its node: libraries, pinned staging, Python."""
+    host_io_bytes: int
+    """Host memory of one GPU's checkpoint reader or writer while it streams."""
+    step_margin_s: int
+    """From the stop request to the point where a save may begin: generation aborted or the step under way ended."""
+    restart_s: int
+    """From a preemption to the first new iteration, reading the checkpoint left out: requeue delay (120 s, Slurm's
+    cred_expiration), preflight, Ray, engines (91 s warm) and process groups."""
+
+
+H100 = Assumptions(
+    usable_share=79.1 / 80,
+    sleeps=True,
+    context_bytes=int(0.6 * GB),
+    engine_process_bytes=int(0.6 * GB),
+    engine_groups_bytes=3 * GB,
+    deepep_bytes=2 * GIB,
+    cuda_graph_bytes=int(6.2 * GIB),
+    prefill_bytes=3 * GIB,
+    trainer_asleep_bytes=5 * GB,
+    trainer_groups_bytes=13 * GB,
+    rebuild_groups_above=16,
+    host_process_bytes=4 * GB,
+    host_io_bytes=2 * GB,
+    step_margin_s=120,
+    restart_s=600,
+)
+REHEARSAL = Assumptions(
+    usable_share=1.0,
+    sleeps=False,
+    context_bytes=int(0.5 * GB),  # torch and megatron-core imported: 0.43 GB resident, measured
+    engine_process_bytes=int(1.26 * GB),  # SGLang's CPU server, proportional set of its 4 processes, measured
+    engine_groups_bytes=0,
+    deepep_bytes=0,
+    cuda_graph_bytes=0,
+    prefill_bytes=0,
+    trainer_asleep_bytes=0,
+    trainer_groups_bytes=0,
+    rebuild_groups_above=16,
+    host_process_bytes=0,  # the logical slots already count them
+    host_io_bytes=0,
+    step_margin_s=30,
+    restart_s=180,
+)
+
+
+def assumptions_for(device: Literal["cuda", "cpu"]) -> Assumptions:
+    """The assumptions of a device."""
+    return H100 if device == "cuda" else REHEARSAL

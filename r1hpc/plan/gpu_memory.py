@@ -1,0 +1,154 @@
+"""Bytes on one GPU in each phase, stage by stage; the worst stage decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from r1hpc.config import Config
+from r1hpc.plan.activations import activation_parts
+from r1hpc.plan.assumptions import ADAM_BYTES, BUCKET_BYTES, Assumptions
+from r1hpc.plan.batches import Batches
+from r1hpc.plan.engine import EnginePlan, gpu_limit_bytes
+from r1hpc.plan.layers import Stage
+from r1hpc.plan.memory import MemoryPart, MemoryUse, parts
+from r1hpc.plan.model_shape import ModelShape
+from r1hpc.plan.parameters import BF16, FP32
+from r1hpc.plan.topology import Topology
+
+SYNC_BUCKETS = 4
+"""Buckets on a GPU during a sync: two alternating bf16 gathers, two alternating ones in the engine's format."""
+KEPT_GROUPS_WORLD = 128
+"""The world for which `trainer_groups_bytes` was reported; smaller ones open fewer connections, in proportion."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase on the GPUs of every stage."""
+
+    name: str
+    stages: tuple[MemoryUse, ...]
+
+    @property
+    def worst_stage(self) -> int:
+        """The stage whose GPUs are fullest."""
+        return max(range(len(self.stages)), key=lambda index: self.stages[index].total_bytes)
+
+    @property
+    def worst(self) -> MemoryUse:
+        """The fullest GPU."""
+        return self.stages[self.worst_stage]
+
+
+def param_bytes(config: Config) -> int:
+    """Of one trained parameter on the GPU."""
+    return FP32 if config.megatron.params_dtype == "fp32" else BF16
+
+
+def grad_bytes(config: Config) -> int:
+    """Of one element of the gradient buffer."""
+    return FP32 if config.megatron.accumulate_allreduce_grads_in_fp32 else param_bytes(config)
+
+
+def owned_parameters(stage: Stage, topology: Topology) -> int:
+    """Parameters whose optimizer state one GPU keeps: dense ones are sharded over DP x CP, experts over expert DP."""
+    return ceil(stage.dense_parameters / (topology.dp * topology.cp)) + ceil(stage.expert_parameters / topology.edp)
+
+
+def groups_rebuilt(topology: Topology, device: Assumptions) -> bool:
+    """Whether the trainer destroys its process groups before it sleeps."""
+    return topology.world_size > device.rebuild_groups_above
+
+
+def trainer_groups_bytes(topology: Topology, device: Assumptions) -> int:
+    """Buffers of the trainer's process groups on one GPU."""
+    return int(device.trainer_groups_bytes * min(1.0, topology.world_size / KEPT_GROUPS_WORLD))
+
+
+def trainer_asleep_bytes(topology: Topology, device: Assumptions, rebuilt: bool) -> int:
+    """What a sleeping trainer keeps of a GPU, with its process groups destroyed (`rebuilt` on waking) or kept."""
+    return device.trainer_asleep_bytes + (0 if rebuilt else trainer_groups_bytes(topology, device))
+
+
+def model_parts(config: Config, stage: Stage, topology: Topology) -> tuple[MemoryPart, ...]:
+    """What the trained model itself keeps on a GPU."""
+    billions = f"{stage.parameters / 1e9:.2f} B"
+    weight, gradient = param_bytes(config), grad_bytes(config)
+    on_gpu = 0 if config.optimizer.optimizer_cpu_offload else ADAM_BYTES * owned_parameters(stage, topology)
+    return parts(
+        MemoryPart("weights", weight * stage.parameters, f"{billions} x {weight} B"),
+        MemoryPart("gradients", gradient * stage.parameters, f"{billions} x {gradient} B"),
+        MemoryPart("optimizer", on_gpu, f"{ADAM_BYTES} B x {owned_parameters(stage, topology) / 1e9:.2f} B owned"),
+    )
+
+
+def make_phases(
+    config: Config,
+    shape: ModelShape,
+    topology: Topology,
+    stages: tuple[Stage, ...],
+    engine: EnginePlan,
+    batches: Batches,
+    device: Assumptions,
+) -> tuple[Phase, ...]:
+    """The phases train, rollout and sync."""
+    limit = gpu_limit_bytes(config, device)
+    engine_parts = _engine_parts(engine, device)
+    train, rollout, sync = [], [], []
+    for stage in stages:
+        model = model_parts(config, stage, topology)
+        awake = (
+            *model,
+            *activation_parts(config, shape, topology, stage, batches),
+            MemoryPart("process groups", trainer_groups_bytes(topology, device), "NCCL buffers"),
+            MemoryPart("trainer process", device.context_bytes, "CUDA context" if device.sleeps else "libraries"),
+        )
+        train.append(MemoryUse(parts(*awake, *_engine_asleep(engine, device)), limit))
+        rollout.append(MemoryUse(parts(*engine_parts, *_trainer_asleep(model, topology, device)), limit))
+        sync.append(MemoryUse(_sync_parts(model, topology, engine, device), limit))
+    return Phase("train", tuple(train)), Phase("rollout", tuple(rollout)), Phase("sync", tuple(sync))
+
+
+def _engine_parts(engine: EnginePlan, device: Assumptions) -> tuple[MemoryPart, ...]:
+    deepep = device.deepep_bytes if engine.grid.gpus > 1 else 0
+    return parts(
+        MemoryPart("engine weights", engine.weight_bytes, engine.form.name),
+        MemoryPart("KV cache", engine.kv_bytes, f"{engine.kv_tokens_per_rank:,} tokens x {engine.kv_bytes_per_token:,} B"),
+        MemoryPart("CUDA graphs", device.cuda_graph_bytes),
+        MemoryPart("prefill activations", device.prefill_bytes),
+        MemoryPart("engine groups, DeepEP", device.engine_groups_bytes + deepep),
+        MemoryPart("engine process", device.engine_process_bytes),
+    )
+
+
+def _engine_asleep(engine: EnginePlan, device: Assumptions) -> tuple[MemoryPart, ...]:
+    if not device.sleeps:
+        return _engine_parts(engine, device)
+    kept = device.engine_process_bytes + device.engine_groups_bytes + device.deepep_bytes
+    return (MemoryPart("sleeping engine", kept, "context, process groups, DeepEP buffers"),)
+
+
+def _trainer_asleep(model: tuple[MemoryPart, ...], topology: Topology, device: Assumptions) -> tuple[MemoryPart, ...]:
+    if not device.sleeps:
+        return (*model, MemoryPart("trainer process", device.context_bytes, "libraries"))
+    rebuilt = groups_rebuilt(topology, device)
+    note = "process groups destroyed" if rebuilt else "process groups kept"
+    return (MemoryPart("sleeping trainer", trainer_asleep_bytes(topology, device, rebuilt), note),)
+
+
+def _sync_parts(
+    model: tuple[MemoryPart, ...], topology: Topology, engine: EnginePlan, device: Assumptions
+) -> tuple[MemoryPart, ...]:
+    buckets = min(SYNC_BUCKETS * BUCKET_BYTES, SYNC_BUCKETS * engine.weight_bytes)
+    resident = () if device.sleeps else model
+    asleep = trainer_asleep_bytes(topology, device, rebuilt=False) if device.sleeps else device.context_bytes
+    return parts(
+        MemoryPart("engine weights", engine.weight_bytes, engine.form.name),
+        MemoryPart("sync buckets", buckets, f"{SYNC_BUCKETS} of {BUCKET_BYTES // 2**20} MiB at most"),
+        MemoryPart("trainer with process groups", asleep, "its weights are read from host memory"),
+        MemoryPart(
+            "engine process, groups, DeepEP",
+            device.engine_process_bytes + device.engine_groups_bytes + device.deepep_bytes,
+        ),
+        *resident,
+    )

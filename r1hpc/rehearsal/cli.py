@@ -1,0 +1,154 @@
+"""`python -m r1hpc.rehearsal up|down|status|run|env`: the private Slurm from a shell."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from r1hpc.errors import R1hpcError
+from r1hpc.rehearsal.client import SLURM_VARIABLE
+from r1hpc.rehearsal.cluster import RehearsalCluster, down
+from r1hpc.rehearsal.processes import MARK
+from r1hpc.rehearsal.spec import ClusterSpec, Kind, default_directory
+
+MODULE = "python -m r1hpc.rehearsal"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out one command and return its exit status; problems go to standard error, without a traceback."""
+    options = _parser().parse_args(arguments)
+    # As Ctrl-C does: `up` then leaves nothing behind.
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        return int(options.command(options))
+    except R1hpcError as error:
+        print(f"rehearsal: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _up(options: argparse.Namespace) -> int:
+    spec = ClusterSpec(
+        directory=options.dir,
+        nodes=options.nodes,
+        kind=options.kind,
+        gpus_per_node=options.gpus_per_node,
+        cpus_per_node=options.cpus_per_node,
+        memory_mib=options.memory_mib,
+        accounting=options.accounting,
+        share=tuple(options.share),
+        grace_s=options.grace_s,
+        kill_wait_s=options.kill_wait_s,
+        slurmd_timeout_s=options.slurmd_timeout_s,
+        cred_expire_s=options.cred_expire_s,
+        preempt_send_user_signal=options.preempt_send_user_signal,
+        max_array_size=options.max_array_size,
+    )
+    cluster = RehearsalCluster.up(spec)
+    print(f"up: {len(cluster.node_names)} nodes idle in {cluster.up_s:.1f} s ({cluster.kind}, {cluster.name})")
+    print(f"use it: {MODULE} run --dir {shlex.quote(str(spec.directory))} -- sinfo")
+    return 0
+
+
+def _down(options: argparse.Namespace) -> int:
+    print("down" if down(options.dir) else f"nothing to take down in {options.dir}")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    cluster = RehearsalCluster.attach(options.dir)
+    print(f"{cluster.name}: {cluster.kind}, {len(cluster.node_names)} nodes, directory {cluster.spec.directory}")
+    addresses = cluster.node_addresses
+    for name, state in cluster.node_states().items():
+        print(f"  {name}  {addresses[name]:<12} {state}")
+    jobs = cluster.run(["squeue", "--all", "--array"], timeout_s=10, check=True).stdout
+    print(jobs.rstrip())
+    print("processes:")
+    for pid, stat in sorted(cluster.processes().items()):
+        print(f"  {pid:>8}  {stat.state}  {stat.name}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    words = options.words[1:] if options.words[:1] == ["--"] else options.words
+    cluster = RehearsalCluster.attach(options.dir)
+    command = cluster.command(words)
+    sys.stdout.flush()
+    # Becoming the command passes signals and the exit status on by itself.
+    try:
+        os.execvpe(command[0], command, cluster.environment())
+    except FileNotFoundError:
+        print(f"rehearsal: {command[0]}: no such command", file=sys.stderr)
+        return 127
+
+
+def _env(options: argparse.Namespace) -> int:
+    cluster = RehearsalCluster.attach(options.dir)
+    if cluster.kind is Kind.NAMESPACE:
+        print(f"# the cluster has a network of its own: commands reach it through `{MODULE} run -- COMMAND`")
+    for name in sorted(name for name in os.environ if SLURM_VARIABLE.fullmatch(name)):
+        print(f"unset {name}")
+    environment = cluster.environment()
+    for name in ("SLURM_CONF", MARK):
+        print(f"export {name}={shlex.quote(environment[name])}")
+    return 0
+
+
+def _leave(signal_number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + signal_number)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=MODULE, description="A private Slurm on this host.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="start it and wait until every node is idle")
+    up.set_defaults(command=_up)
+    _add_directory(up)
+    _add_spec_options(up)
+    for name, function, words in (
+        ("down", _down, "end everything of it; also after an interrupted `up`"),
+        ("status", _status, "show nodes, jobs and processes"),
+        ("env", _env, "print shell lines that point Slurm commands at it"),
+    ):
+        command = commands.add_parser(name, help=words)
+        command.set_defaults(command=function)
+        _add_directory(command)
+    run = commands.add_parser("run", help="run a command against it: run -- sinfo")
+    run.set_defaults(command=_run)
+    _add_directory(run)
+    run.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    return parser
+
+
+def _add_directory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", type=Path, default=default_directory(), help="its directory (default: %(default)s)")
+
+
+def _add_spec_options(parser: argparse.ArgumentParser) -> None:
+    default = ClusterSpec(directory=default_directory())
+    parser.add_argument("--kind", type=Kind, choices=list(Kind), default=default.kind, help="default: %(default)s")
+    for name, words in (
+        ("nodes", "number of nodes"),
+        ("gpus_per_node", "logical GPUs of a node"),
+        ("cpus_per_node", "CPUs that Slurm believes a node to have"),
+        ("memory_mib", "memory in MiB that Slurm believes a node to have"),
+        ("grace_s", "GraceTime of partition low"),
+        ("kill_wait_s", "KillWait"),
+        ("slurmd_timeout_s", "SlurmdTimeout"),
+        ("cred_expire_s", "wait of a requeued job"),
+        ("max_array_size", "MaxArraySize"),
+    ):
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=int, default=getattr(default, name), help=f"{words} (default: %(default)s)")
+    parser.add_argument("--accounting", action="store_true", help="private MariaDB and slurmdbd, so that sacct answers")
+    parser.add_argument("--preempt-send-user-signal", action="store_true", help="send --signal at preemption too")
+    parser.add_argument(
+        "--share", type=Path, action="append", default=[], metavar="PATH", help="directory under /tmp that nodes see"
+    )

@@ -1,0 +1,139 @@
+"""The run directory: every path in it, and nothing else. All stages, attempts and tools agree through this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class AttemptDir:
+    """`attempts/KEY`: what one attempt of the train job writes. KEY is (job id, restart count)."""
+
+    root: Path
+
+    @property
+    def begin(self) -> Path:
+        """begin.json: job, restart, start and end time, nodes [{name, address}] in the order that Slurm gives."""
+        return self.root / "begin.json"
+
+    @property
+    def end(self) -> Path:
+        """end.json: exit code, cause, decision. Missing when the batch host died; the next attempt then says why."""
+        return self.root / "end.json"
+
+    @property
+    def facts(self) -> Path:
+        """preflight/NODE.json: what each node reports of itself, written before it talks to any other node."""
+        return self.root / "preflight"
+
+    @property
+    def report(self) -> Path:
+        """preflight.json: the verdict over all nodes."""
+        return self.root / "preflight.json"
+
+    @property
+    def hosts(self) -> Path:
+        """hosts.json: [{name, address, slots}] in hostfile order; the first is the Ray head."""
+        return self.root / "hosts.json"
+
+    @property
+    def hostfile(self) -> Path:
+        """hostfile: the same hosts as Open MPI's mpirun reads them (`addr slots=8`)."""
+        return self.root / "hostfile"
+
+    @property
+    def hydra_hostfile(self) -> Path:
+        """hostfile.hydra: the same hosts as MPICH's mpiexec reads them (`addr:8`)."""
+        return self.root / "hostfile.hydra"
+
+    @property
+    def launch(self) -> Path:
+        """launch.json: the judged hosts and how the agents start on them."""
+        return self.root / "launch.json"
+
+    @property
+    def secret(self) -> Path:
+        """secret: what the attempt's own processes prove themselves with; mode 600."""
+        return self.root / "secret"
+
+    @property
+    def driver(self) -> Path:
+        """driver.json: why the driver left, in words, when it did not succeed."""
+        return self.root / "driver.json"
+
+    @property
+    def placement(self) -> Path:
+        """placement.json: one record a GPU slot: rank, host, gpu, pid."""
+        return self.root / "placement.json"
+
+    @property
+    def outcome(self) -> Path:
+        """outcome.json: how the head agent ended the attempt, with the cause in words."""
+        return self.root / "outcome.json"
+
+    @property
+    def logs(self) -> Path:
+        """logs/: one file per node and process."""
+        return self.root / "logs"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory: `RUN` in the documentation."""
+
+    root: Path
+
+    @property
+    def run(self) -> Path:
+        """run.json: id, name, creation time, configuration hash, version."""
+        return self.root / "run.json"
+
+    @property
+    def config(self) -> Path:
+        """config.yaml: the resolved configuration that every job of the run reads."""
+        return self.root / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """plan.json"""
+        return self.root / "plan.json"
+
+    @property
+    def plan_text(self) -> Path:
+        """plan.txt: the plan as it was printed."""
+        return self.root / "plan.txt"
+
+    @property
+    def jobs(self) -> Path:
+        """jobs.json: the jobs submitted, per stage."""
+        return self.root / "jobs.json"
+
+    @property
+    def sbatch(self) -> Path:
+        """sbatch/: the sbatch texts as submitted."""
+        return self.root / "sbatch"
+
+    @property
+    def logs(self) -> Path:
+        """logs/: standard output and error of every job."""
+        return self.root / "logs"
+
+    @property
+    def submitit(self) -> Path:
+        """submitit/STAGE: submitit's pickles and results."""
+        return self.root / "submitit"
+
+    @property
+    def done(self) -> Path:
+        """DONE: the run is complete; a requeued job leaves at once."""
+        return self.root / "DONE"
+
+    @property
+    def attempts(self) -> Path:
+        """attempts/: one directory per attempt of the train job."""
+        return self.root / "attempts"
+
+    def attempt(self, job_id: str, restart: int) -> AttemptDir:
+        """The directory of attempt (job, restart); not created."""
+        return AttemptDir(self.attempts / f"{job_id}-r{restart}")

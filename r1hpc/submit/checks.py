@@ -1,0 +1,113 @@
+"""What must hold before anything is queued: inputs on disk, the site's limits, no live job of the same run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from r1hpc.cluster.slurm import QueuedJob, SlurmClient
+from r1hpc.config import Config
+from r1hpc.errors import ClusterError, SubmitError
+from r1hpc.submit.stages import Stage
+
+
+def input_problems(config: Config, stages: Iterable[Stage]) -> list[str]:
+    """Inputs of these stages that are not there or cannot be read, and that no earlier stage of them writes."""
+    names = [stage.name for stage in stages]
+    problems = []
+    if "cast" in names or ("convert" in names and config.ckpt.bf16_checkpoint is None) or "train" in names:
+        problems += _directory("ckpt.hf_checkpoint", config.ckpt.hf_checkpoint)
+    if "convert" in names and "cast" not in names and config.ckpt.bf16_checkpoint is not None:
+        problems += _directory("ckpt.bf16_checkpoint", config.ckpt.bf16_checkpoint)
+    if "train" in names:
+        if "convert" not in names and config.ckpt.ref_load is not None:
+            problems += _directory("ckpt.ref_load", config.ckpt.ref_load)
+        path = Path(config.rollout.prompt_data.partition("@[")[0])
+        if not path.is_file():
+            problems.append(f"rollout.prompt_data = {path}: no such file; every node reads it from there")
+        elif not os.access(path, os.R_OK):
+            problems.append(f"rollout.prompt_data = {path}: permission denied")
+    return problems
+
+
+def code_problems(stages: Iterable[Stage]) -> list[str]:
+    """Stages whose job this version does not have."""
+    return [
+        f"stage {stage.name}: this version has no {stage.job.partition(':')[0]}; leave it out (--stage preflight)"
+        for stage in stages
+        if not stage.available
+    ]
+
+
+def array_problems(client: SlurmClient, sizes: dict[str, int]) -> list[str]:
+    """Arrays larger than the site allows; `sizes` maps the configuration key to the number of tasks."""
+    limit = int(client.config().get("MaxArraySize", "1001"))
+    return [
+        f"{key} = {count}: this Slurm has MaxArraySize = {limit}, so an array has at most {limit} tasks "
+        f"(scontrol show config); set {key} <= {limit}"
+        for key, count in sizes.items()
+        if count > limit
+    ]
+
+
+def live_jobs(client: SlurmClient, run_id: str) -> list[QueuedJob]:
+    """Jobs of this run in the queue, found by the id in their comment: also those of a submit that was killed."""
+    return [job for job in client.my_jobs() if f"r1hpc={run_id}" in job.comment.split()]
+
+
+def refuse_live(jobs: Sequence[QueuedJob], directory: Path) -> None:
+    """Raise SubmitError naming the jobs when there are any."""
+    if not jobs:
+        return
+    ids = sorted({job.job_id.partition("_")[0] for job in jobs})
+    lines = [f"  {job.job_id:>12}  {job.state:<11} {job.name}" for job in jobs[:20]]
+    raise SubmitError(
+        "\n".join(
+            [
+                f"the run in {directory} is live already:",
+                *lines,
+                f"wait for it, or end it first: scancel {' '.join(ids)}",
+            ]
+        )
+    )
+
+
+def restart_mode(config: Config, client: SlurmClient) -> tuple[str, str | None]:
+    """("requeue" or "chain", a notice): what an interruption leads to at this site.
+
+    Where PreemptMode is CANCEL, --requeue does not bring a preempted job back: follow-up jobs queued in advance do.
+    """
+    if config.slurm.restart != "auto":
+        return config.slurm.restart, None
+    fields = client.partition(config.slurm.partition)
+    mode = fields.get("PreemptMode", "OFF")
+    if "CANCEL" in mode:
+        notice = (
+            f"partition {fields.get('PartitionName')}: PreemptMode={mode}, so a preempted job does not come back; "
+            f"queueing a chain of {config.slurm.chain_length} follow-up jobs instead (slurm.restart = chain)"
+        )
+        return "chain", notice
+    return "requeue", None
+
+
+def node_names_of(hosts: Sequence[str], client: SlurmClient, where: str) -> list[str]:
+    """The NodeNames of hosts given by address or name, in the same order. Raises ClusterError naming the unknown."""
+    known = client.node_names()
+    unknown = [host for host in hosts if host not in known]
+    if unknown:
+        raise ClusterError(
+            f"{where}: Slurm knows no node by {', '.join(unknown)} (neither NodeName, NodeHostName nor NodeAddr of "
+            "scontrol show node); write the NodeNames"
+        )
+    return [known[host] for host in hosts]
+
+
+def _directory(key: str, value: str) -> list[str]:
+    path = Path(value)
+    if not path.is_dir():
+        return [f"{key} = {value}: no such directory"]
+    if not os.access(path, os.R_OK | os.X_OK):
+        return [f"{key} = {value}: permission denied"]
+    return []
+

@@ -1,0 +1,117 @@
+"""python -m r1hpc.submit.local_runner RUN STAGE...: the stages in order on this host, by submitit's local executor.
+
+submitit's local executor has no dependencies, starts all tasks of an array at once and knows one node: order, bounded
+parallelism and the restarts of an attempt are ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from submitit.local.local import LocalExecutor
+
+from r1hpc.config import Config, load_config
+from r1hpc.publish import publish_json
+from r1hpc.rundir import RunDir
+from r1hpc.submit.local import exit_record
+from r1hpc.submit.stages import BY_NAME, Stage
+
+_POLL_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class StageFailed(Exception):
+    """A stage ended without success."""
+
+
+class Terminated(Exception):
+    """SIGTERM came."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Work the stages off; the verdict is published in RUN/logs/local.json."""
+    root, *names = argv if argv is not None else sys.argv[1:]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    directory = RunDir(Path(root))
+    config = load_config(directory.config).config
+    exit_code, reason = 0, "all stages completed"
+    try:
+        for name in names:
+            _run_stage(BY_NAME[name], config, directory)
+    except StageFailed as error:
+        exit_code, reason = 1, str(error)
+    except Terminated:
+        exit_code, reason = 143, "terminated by a signal"
+    publish_json(exit_record(directory), {"exit_code": exit_code, "reason": reason})
+    log.info("%s", reason)
+    return exit_code
+
+
+def _run_stage(stage: Stage, config: Config, directory: RunDir) -> None:
+    """Raise StageFailed with the log's place when a task of the stage fails."""
+    started = time.monotonic()
+    folder = directory.submitit / stage.name / time.strftime("%Y%m%dT%H%M%S-local", time.gmtime())
+    job_class = _job_of(stage)
+    if stage.name in ("cast", "convert"):
+        section = config.cast if stage.name == "cast" else config.convert
+        tasks = [job_class(str(directory.root), index) for index in range(section.num_tasks)]
+        parallel, minutes = min(os.cpu_count() or 1, section.max_parallel or section.num_tasks), section.time_limit
+    else:
+        tasks = [job_class(str(directory.root), "bring-up" if stage.name == "preflight" else "end")]
+        parallel, minutes = 1, config.slurm.time_limit
+    log.info("stage %s: %d task(s), %d at once", stage.name, len(tasks), parallel)
+    _run_tasks(stage.name, tasks, parallel, minutes, folder)
+    log.info("stage %s: completed in %.0f s", stage.name, time.monotonic() - started)
+
+
+def _job_of(stage: Stage) -> Callable[..., Callable[[], Any]]:
+    """The train job's agents need a loopback allocation around them; arrays run as they are."""
+    if stage.name in ("preflight", "train"):
+        from jobs.local_train import LocalTrain  # not at import: dry runs and arrays have no use for it
+
+        return LocalTrain
+    return stage.load_job()
+
+
+def _run_tasks(name: str, tasks: list[Callable[[], Any]], parallel: int, minutes: int, folder: Path) -> None:
+    executor = LocalExecutor(folder=folder)
+    executor.update_parameters(timeout_min=minutes, stderr_to_stdout=True)
+    waiting, running = list(enumerate(tasks)), []
+    finished = 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                index, task = waiting.pop(0)
+                running.append((index, executor.submit(task)))
+            for index, job in [pair for pair in running if pair[1].done()]:
+                running.remove((index, job))
+                error = job.exception()
+                if error is not None:
+                    last = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+                    raise StageFailed(f"stage {name}, task {index}: {last}; log: {job.paths.stdout}")
+                finished += 1
+                if len(tasks) > 1:
+                    log.info("stage %s: %d of %d tasks done", name, finished, len(tasks))
+            time.sleep(_POLL_S)
+    finally:
+        for _, job in running:
+            os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it on to the task
+            job.wait()
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main())

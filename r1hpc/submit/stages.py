@@ -1,0 +1,71 @@
+"""The stages of a run, in their order: what each needs, when its output is complete, and which job carries it out."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc.config import Config
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline."""
+
+    name: str
+    job: str
+    """module:callable of the job, imported only where it is submitted."""
+    is_complete: Callable[[Config], bool]
+    """Whether its output is already there, judged by what the stage publishes last."""
+    output: Callable[[Config], str | None]
+    """Where the output goes, for people."""
+
+    @property
+    def available(self) -> bool:
+        """Whether this version has the job's code."""
+        return importlib.util.find_spec(self.job.partition(":")[0]) is not None
+
+    def load_job(self) -> Callable[..., Callable[[], Any]]:
+        """The job's class, to be called with (run_dir, ...)."""
+        module, _, name = self.job.partition(":")
+        job: Callable[..., Callable[[], Any]] = getattr(importlib.import_module(module), name)
+        return job
+
+
+def _cast_is_complete(config: Config) -> bool:
+    """The index is published last and every file that it names is there."""
+    if config.ckpt.bf16_checkpoint is None:
+        return True  # convert dequantises on the fly: nothing to cast
+    folder = Path(config.ckpt.bf16_checkpoint)
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all((folder / name).is_file() for name in set(index.get("weight_map", {}).values()))
+
+
+def _convert_is_complete(config: Config) -> bool:
+    """The tracker that --ref-load reads is published last."""
+    if config.ckpt.ref_load is None:
+        return True  # nothing asks for a reference
+    folder = Path(config.ckpt.ref_load)
+    try:
+        tracker = (folder / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8").strip()
+    except OSError:
+        return False
+    return (folder / ("release" if tracker == "release" else f"iter_{int(tracker):07d}") / ".metadata").is_file()
+
+
+CAST = Stage("cast", "jobs.cast:CastTask", _cast_is_complete, lambda config: config.ckpt.bf16_checkpoint)
+CONVERT = Stage("convert", "jobs.convert:ConvertTask", _convert_is_complete, lambda config: config.ckpt.ref_load)
+PREFLIGHT = Stage("preflight", "jobs.train:NodeAgent", lambda config: False, lambda config: None)
+TRAIN = Stage("train", "jobs.train:NodeAgent", lambda config: False, lambda config: config.ckpt.save)
+
+PIPELINE = (CAST, CONVERT, TRAIN)
+"""What `submit` runs when no stage is named."""
+BY_NAME = {stage.name: stage for stage in (CAST, CONVERT, PREFLIGHT, TRAIN)}

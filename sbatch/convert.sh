@@ -1,0 +1,18 @@
+#!/bin/bash
+# The convert stage by hand: sbatch [--array=0-3] sbatch/convert.sh [CONFIG] [SUBMIT-OPTION...]   (from the checkout)
+# One array task writes one slice of the torch_dist checkpoint; the number of tasks is convert.num_tasks.
+#SBATCH --job-name=r1hpc-convert
+#SBATCH --array=0-3
+#SBATCH --cpus-per-task=32
+#SBATCH --mem=256G
+#SBATCH --time=8:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.log
+
+export R1HPC_HOME=${SLURM_SUBMIT_DIR:?run this with sbatch, from the checkout}
+export R1HPC_PYTHON=${R1HPC_PYTHON:-$R1HPC_HOME/.venv/bin/python}
+export PYTHONPATH=$R1HPC_HOME${PYTHONPATH:+:$PYTHONPATH}
+config=${1:-$R1HPC_HOME/configs/r1.yaml}
+shift || true
+srun "$R1HPC_PYTHON" -m jobs.convert "$config" "$@"

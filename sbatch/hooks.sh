@@ -1,0 +1,72 @@
+# What a train job does around its srun. Sourced by the batch script, on the job's first node, outside any container.
+#
+# Expects R1HPC_RUN_DIR (the run directory), R1HPC_HOME (the directory that holds jobs/) and R1HPC_PYTHON (the job's
+# interpreter). Leaves R1HPC_RUN and R1HPC_ATTEMPT in the environment of everything that the job starts.
+# shellcheck shell=bash
+
+# The batch host may have no Python of the job's; the requeue code needs nothing but a Python >= 3.6.
+r1hpc_host_python() { command -v python3 || printf '%s\n' "$R1HPC_PYTHON"; }
+
+# The id to requeue by: the last element of an array has the array's own id in SLURM_JOB_ID.
+r1hpc_job() {
+  if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
+    printf '%s_%s\n' "$SLURM_ARRAY_JOB_ID" "$SLURM_ARRAY_TASK_ID"
+  else
+    printf '%s\n' "$SLURM_JOB_ID"
+  fi
+}
+
+r1hpc_begin() {
+  # Without a handler the shell would die of the TERM that ends a grace time, and no teardown would run.
+  trap : TERM
+  if [ -e "$R1HPC_RUN_DIR/DONE" ]; then
+    echo "$R1HPC_RUN_DIR is complete"
+    exit 0
+  fi
+  if [ -e "$R1HPC_RUN_DIR/HOLD" ]; then
+    echo "$R1HPC_RUN_DIR is held for a person to look at:"
+    cat "$R1HPC_RUN_DIR/HOLD"
+    exit 1
+  fi
+  local exports
+  if ! exports=$("$(r1hpc_host_python)" "$R1HPC_HOME/jobs/requeue.py" begin "$R1HPC_RUN_DIR"); then
+    echo "the attempt's record could not be opened: holding job $(r1hpc_job)" >&2
+    scontrol requeuehold "$(r1hpc_job)" && sleep 120
+    exit 1
+  fi
+  eval "$exports"
+}
+
+# r1hpc_preflight SECONDS SRUN-OPTION...: one rank a node looks at it; when one is bad the main srun is left out.
+r1hpc_preflight() {
+  local seconds=$1 rc
+  shift
+  # srun itself can wait for a lost node as long as Slurm takes to notice, hence the second timeout.
+  timeout --foreground -k 10 $((seconds + 30)) \
+    srun --ntasks-per-node=1 --kill-on-bad-exit=0 --cpu-bind=none "$@" \
+    timeout -k 10 "$seconds" "$R1HPC_PYTHON" -m jobs.preflight "$R1HPC_RUN_DIR" "$R1HPC_ATTEMPT"
+  rc=$?
+  if [ "$rc" -ne 0 ]; then
+    echo "preflight: exit code $rc, nothing is started" >&2
+    [ "$rc" -eq 124 ] && rc=76
+    r1hpc_preflight_rc=$rc
+    # The main command starts with srun: as a function it returns the preflight's code, and teardown goes on from there.
+    # shellcheck disable=SC2317
+    srun() { return "$r1hpc_preflight_rc"; }
+  fi
+}
+
+# r1hpc_end RC: close the attempt's record, decide, and requeue where that is the decision.
+r1hpc_end() {
+  # A requeue sends TERM to this very script; it has to live on to exclude nodes.
+  trap '' TERM
+  "$(r1hpc_host_python)" "$R1HPC_HOME/jobs/requeue.py" end "$R1HPC_RUN_DIR" "$R1HPC_ATTEMPT" "$1"
+  case $? in
+    0) ;;
+    3) sleep 120 ;; # Slurm ends the script now; leaving by itself would count as the job's end
+    *)
+      echo "no decision could be made: holding job $(r1hpc_job)" >&2
+      scontrol requeuehold "$(r1hpc_job)" && sleep 120
+      ;;
+  esac
+}

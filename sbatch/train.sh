@@ -1,0 +1,33 @@
+#!/bin/bash
+# The train job by hand: sbatch --nodes=16 sbatch/train.sh [CONFIG] [SUBMIT-OPTION...]   (from the checkout)
+# `python -m r1hpc.submit CONFIG --stage train` submits the same job with the options that the configuration asks for.
+#SBATCH --job-name=r1hpc-train
+#SBATCH --nodes=16
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@1800
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+export R1HPC_HOME=${SLURM_SUBMIT_DIR:?run this with sbatch, from the checkout}
+export R1HPC_PYTHON=${R1HPC_PYTHON:-$R1HPC_HOME/.venv/bin/python}
+export PYTHONPATH=$R1HPC_HOME${PYTHONPATH:+:$PYTHONPATH}
+config=${1:-$R1HPC_HOME/configs/r1.yaml}
+shift || true
+R1HPC_RUN_DIR=$("$R1HPC_PYTHON" -m r1hpc.submit "$config" --prepare "$@" | tail -n 1) || exit 64
+[ -d "$R1HPC_RUN_DIR" ] || exit 64
+export R1HPC_RUN_DIR
+
+# shellcheck source=sbatch/hooks.sh
+. "$R1HPC_HOME/sbatch/hooks.sh"
+r1hpc_begin
+r1hpc_preflight "${R1HPC_PREFLIGHT_TIMEOUT_S:-300}" "--mpi=${R1HPC_MPI:-pmi2}"
+srun --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 --cpu-bind=none \
+  "$R1HPC_PYTHON" -m jobs.train "$R1HPC_RUN_DIR" --until "${R1HPC_UNTIL:-end}"
+rc=$?
+r1hpc_end $rc
+exit $rc
