@@ -28,6 +28,11 @@ class AttemptDir:
         return self.root / "preflight"
 
     @property
+    def roll(self) -> Path:
+        """preflight.go: every node has reported, so that MPI may start; written by rank 0."""
+        return self.root / "preflight.go"
+
+    @property
     def report(self) -> Path:
         """preflight.json: the verdict over all nodes."""
         return self.root / "preflight.json"

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from r1hpc.errors import RehearsalError
-from r1hpc.rehearsal.cluster import RehearsalCluster, down, resolve_kind
+from r1hpc.rehearsal.cluster import RehearsalCluster
+from r1hpc.rehearsal.layout import Layout
+from r1hpc.rehearsal.lifecycle import resolve_kind, take_down
 from r1hpc.rehearsal.spec import ClusterSpec, Kind, default_directory
 from r1hpc.rehearsal.version import SLURM_PROGRAMS, missing_programs
 
@@ -20,7 +22,7 @@ ClusterFactory = Callable[..., RehearsalCluster]
 """Makes a cluster of its own for one test: `make_cluster(nodes=2, kind=Kind.LOOPBACK, grace_s=3)`."""
 
 # Slurm's timings, short enough for tests and still told apart by them.
-QUICK = {"grace_s": 5, "kill_wait_s": 3, "slurmd_timeout_s": 10, "cred_expire_s": 5}
+QUICK = {"grace_s": 5, "kill_wait_s": 3, "slurmd_timeout_s": 10, "message_timeout_s": 5, "cred_expire_s": 5}
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +84,7 @@ def make_cluster(cluster_base: Path, slurm_installed: None) -> Iterator[ClusterF
 
     yield make
     for directory in made:
-        down(directory)
+        take_down(Layout.at(directory))
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -103,7 +105,7 @@ def _writable_parent() -> Path:
 
 def _remove_clusters(base: Path) -> None:
     for directory in base.iterdir():
-        down(directory)
+        take_down(Layout.at(directory))
     shutil.rmtree(base, ignore_errors=True)
 
 

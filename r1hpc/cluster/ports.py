@@ -56,6 +56,11 @@ class PortBand:
         return self.first + 7
 
     @property
+    def ray_client(self) -> int:
+        """Ray's client server, on the head only: `ray start` starts it wherever grpc is installed."""
+        return self.first + 8
+
+    @property
     def workers(self) -> tuple[int, int]:
         """First and last port of Ray's worker processes and the driver, one each."""
         return self.first + _RESERVED, self.first + self.span // 2 - 1

@@ -21,7 +21,7 @@ _INHERITED = ("RAY_", "PMI", "PMIX_", "OMPI_", "PRTE_", "HYDRA_", "HYDI_", "MPI_
 
 
 def start_command(launch: Launch, host: ClusterHost, temp_dir: Path) -> list[str]:
-    """`ray start` of one host: every address and port explicit, no dashboard, no log monitor, no client server."""
+    """`ray start` of one host: every address and port explicit, no dashboard, no log monitor."""
     ports = launch.ports(host)
     first, last = ports.workers
     options = {
@@ -44,7 +44,7 @@ def start_command(launch: Launch, host: ClusterHost, temp_dir: Path) -> list[str
         "include-log-monitor": "false",
     }
     if host == launch.head:
-        options |= {"port": ports.gcs, "include-dashboard": "false", "ray-client-server-port": 0}
+        options |= {"port": ports.gcs, "include-dashboard": "false", "ray-client-server-port": ports.ray_client}
         role = ["--head", "--no-monitor"]
     else:
         role = ["--address", launch.ray_address]
@@ -75,7 +75,7 @@ def ray_environment(
     }
     devices = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(host.slots)))} if launch.device == "cpu" else {}
     # setproctitle would otherwise write the title over the environment, and with it over our marks.
-    return kept | ray | devices | marks | {"SPT_NOENV": "1", "PYTHONPATH": os.pathsep.join(search_path)}
+    return kept | ray | devices | dict(marks) | {"SPT_NOENV": "1", "PYTHONPATH": os.pathsep.join(search_path)}
 
 
 def make_temp_dir(node: str) -> Path:
@@ -88,8 +88,8 @@ def make_temp_dir(node: str) -> Path:
     short = [base for base in bases if len(str(base / name)) + _SOCKET_IN_TEMP <= _SOCKET_PATH_LIMIT]
     if not short:
         raise BringUpError(
-            f"{bases[0] / name}: too long for Ray's sockets: {len(str(bases[0] / name))} + {_SOCKET_IN_TEMP} characters, "
-            f"at most {_SOCKET_PATH_LIMIT}; set TMPDIR to a shorter path"
+            f"{bases[0] / name}: too long for Ray's sockets: {len(str(bases[0] / name))} + {_SOCKET_IN_TEMP} "
+            f"characters, at most {_SOCKET_PATH_LIMIT}; set TMPDIR to a shorter path"
         )
     path = short[0] / name
     if path.exists():

@@ -27,17 +27,10 @@ class Section(BaseModel):
     )
 
 
-class OpenSection(BaseModel):
+class OpenSection(Section):
     """A frozen section that also carries arguments of a library, checked by name against that library."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        validate_default=True,
-    )
+    model_config = ConfigDict(extra="allow")
 
     @property
     def passed_through(self) -> dict[str, object]:

@@ -60,15 +60,15 @@ class SlurmConfig(Section):
     """How the jobs are asked for; a site file (configs/sites/NAME.yaml) usually sets these."""
 
     partition: str | None = None
-    """--partition"""
+    """Partition of every job; null takes the default one. --partition"""
     account: str | None = None
-    """--account"""
+    """Account that is charged. --account"""
     qos: str | None = None
-    """--qos"""
+    """Quality of service. --qos"""
     constraint: str | None = None
-    """--constraint"""
+    """Features that the nodes must have. --constraint"""
     reservation: str | None = None
-    """--reservation"""
+    """Reservation to run in. --reservation"""
     exclude: str | None = None
     """Node set never to use (node[03,07-08]). --exclude"""
     time_limit: Minutes = 1440
@@ -78,15 +78,15 @@ class SlurmConfig(Section):
     gpu_type: str | None = None
     """Type in the GPU request (h100): --gpus-per-node=h100:8."""
     switches: str | None = None
-    """N[@max-wait], --switches"""
+    """Switches at most, and the longest wait for them: N[@time]. --switches"""
     nice: int | None = None
-    """--nice"""
+    """Adjustment of the priority; positive is later. --nice"""
     comment: str | None = None
-    """--comment"""
+    """Text added to the job comment. --comment"""
     mail_type: str | None = None
-    """--mail-type"""
+    """Events that are mailed (END,FAIL). --mail-type"""
     mail_user: str | None = None
-    """--mail-user"""
+    """Who gets the mail. --mail-user"""
     restart: Literal["requeue", "chain", "auto"] = "auto"
     """How an interrupted run goes on: scontrol requeue, a singleton chain of follow-up jobs, or what works here."""
     chain_length: PositiveInt = 4
@@ -113,11 +113,11 @@ class CastConfig(Section):
     max_parallel: PositiveInt | None = None
     """Tasks that run at once; null is no limit."""
     cpus_per_task: PositiveInt = 16
-    """--cpus-per-task"""
+    """Cores of a task. --cpus-per-task"""
     memory_gib: PositiveFloat = 64
-    """--mem of a task, GiB"""
+    """Memory of a task, GiB. --mem"""
     time_limit: Minutes = 240
-    """--time"""
+    """Time limit of a task. --time"""
 
 
 class ConvertConfig(Section):
@@ -136,11 +136,11 @@ class ConvertConfig(Section):
     max_parallel: PositiveInt | None = None
     """Tasks that run at once; null is no limit."""
     cpus_per_task: PositiveInt = 32
-    """--cpus-per-task"""
+    """Cores of a task. --cpus-per-task"""
     memory_gib: PositiveFloat = 256
-    """--mem of a task, GiB"""
+    """Memory of a task, GiB. --mem"""
     time_limit: Minutes = 480
-    """--time"""
+    """Time limit of a task. --time"""
 
 
 class RunConfig(Section):

@@ -22,19 +22,20 @@ class SglangConfig(OpenSection):
     ep_size: PositiveInt = 1
     """Expert-parallel size; the GPUs of the engine when experts are spread. --sglang-ep-size"""
     enable_dp_attention: bool = False
-    """--sglang-enable-dp-attention"""
+    """Each data-parallel rank attends for its own requests; experts stay spread over all GPUs.
+    --sglang-enable-dp-attention"""
     dp_size: PositiveInt = 1
     """Data-parallel attention ranks in an engine. --sglang-dp-size"""
     moe_dense_tp_size: PositiveInt | None = None
-    """--sglang-moe-dense-tp-size"""
+    """Tensor-parallel size of the dense layers; 1 keeps them whole on each GPU. --sglang-moe-dense-tp-size"""
     enable_dp_lm_head: bool = False
-    """--sglang-enable-dp-lm-head"""
+    """Each data-parallel rank computes its own logits. --sglang-enable-dp-lm-head"""
     disable_radix_cache: bool = False
-    """--sglang-disable-radix-cache"""
+    """Do not share the prefixes of requests in the KV cache. --sglang-disable-radix-cache"""
     moe_a2a_backend: str = "none"
-    """deepep for DeepEP. --sglang-moe-a2a-backend"""
+    """How tokens travel to their experts: none, or deepep. --sglang-moe-a2a-backend"""
     deepep_mode: Literal["auto", "normal", "low_latency"] = "auto"
-    """--sglang-deepep-mode"""
+    """auto prefills with normal and decodes with low_latency kernels. --sglang-deepep-mode"""
     kv_cache_dtype: str = "auto"
     """auto is bf16; fp8_e4m3 or fp8_e5m2 halve the cache. --sglang-kv-cache-dtype"""
 
@@ -43,18 +44,18 @@ class MegatronConfig(OpenSection):
     """The trainer. Any field of Megatron's MLATransformerConfig may stand here under its own name."""
 
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Megatron's own default is 0.1. --attention-dropout"""
+    """Megatron itself takes 0.1 where nothing is said. --attention-dropout"""
     hidden_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Megatron's own default is 0.1. --hidden-dropout"""
+    """Megatron itself takes 0.1 where nothing is said. --hidden-dropout"""
     accumulate_allreduce_grads_in_fp32: bool = True
-    """--accumulate-allreduce-grads-in-fp32"""
+    """Sum gradients over micro-batches and ranks in fp32. --accumulate-allreduce-grads-in-fp32"""
     attention_softmax_in_fp32: bool = True
-    """--attention-softmax-in-fp32"""
+    """Softmax of attention in fp32. --attention-softmax-in-fp32"""
     moe_token_dispatcher_type: Literal["alltoall", "allgather", "flex"] = "alltoall"
-    """--moe-token-dispatcher-type"""
+    """How tokens travel to their experts. --moe-token-dispatcher-type"""
     moe_flex_dispatcher_backend: Literal["deepep", "hybridep"] | None = None
     """Backend of the flex dispatcher. --moe-flex-dispatcher-backend"""
     params_dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of parameters and activations; the rehearsal trains in fp32 so that layouts compare exactly."""
     moe_aux_loss_coeff: NonNegativeFloat = 0.0
-    """--moe-aux-loss-coeff"""
+    """Weight of the load-balancing loss; R1 is trained without. --moe-aux-loss-coeff"""

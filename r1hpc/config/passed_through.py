@@ -36,19 +36,18 @@ _SGLANG_OWNED: Final = {
 }
 """Server argument that r1hpc sets itself, and from what."""
 
-MODEL_ARGUMENTS: Final = frozenset(
-    """
-    num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups group_query_attention kv_channels
-    max_position_embeddings original_max_position_embeddings vocab_size padded_vocab_size make_vocab_size_divisible_by
-    normalization norm_epsilon layernorm_epsilon layernorm_zero_centered_gamma position_embedding_type rotary_base
-    rotary_percent rotary_scaling_factor rope_type mscale mscale_all_dim beta_fast beta_slow swiglu gated_linear_unit
-    activation_func add_bias_linear disable_bias_linear add_qkv_bias untie_embeddings_and_output_weights
-    multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim qk_layernorm
-    num_experts num_moe_experts moe_layer_freq moe_ffn_hidden_size moe_shared_expert_intermediate_size moe_router_topk
-    moe_router_num_groups moe_router_group_topk moe_router_score_function moe_router_pre_softmax
-    moe_router_topk_scaling_factor moe_router_enable_expert_bias mtp_num_layers
-    """.split()
-)
+_MODEL_ARGUMENTS = """
+num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups group_query_attention kv_channels
+max_position_embeddings original_max_position_embeddings vocab_size padded_vocab_size make_vocab_size_divisible_by
+normalization norm_epsilon layernorm_epsilon layernorm_zero_centered_gamma position_embedding_type rotary_base
+rotary_percent rotary_scaling_factor rope_type mscale mscale_all_dim beta_fast beta_slow swiglu gated_linear_unit
+activation_func add_bias_linear disable_bias_linear add_qkv_bias untie_embeddings_and_output_weights
+multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim qk_layernorm
+num_experts num_moe_experts moe_layer_freq moe_ffn_hidden_size moe_shared_expert_intermediate_size moe_router_topk
+moe_router_num_groups moe_router_group_topk moe_router_score_function moe_router_pre_softmax
+moe_router_topk_scaling_factor moe_router_enable_expert_bias mtp_num_layers
+"""
+MODEL_ARGUMENTS: Final = frozenset(_MODEL_ARGUMENTS.split())
 """Megatron's arguments and fields that describe the model: all of them are derived from config.json."""
 
 _MEGATRON_OWNED: Final = dict.fromkeys(MODEL_ARGUMENTS, _FROM_CONFIG_JSON) | {
@@ -79,24 +78,20 @@ def check_passed_through(layer: Layer) -> tuple[list[str], list[Problem]]:
     problems: list[Problem] = []
     for library in _LIBRARIES:
         values = layer.values.get(library.section)
-        unknown = [name for name in values if name not in section_fields(library.section)] if _filled(values) else []
+        names = values if isinstance(values, dict) else {}
+        unknown = [name for name in names if name not in section_fields(library.section)]
         if not unknown:
             continue
         # Reading the library's source costs 15 ms, so it happens only where there is a name to look for.
         installed = library.installed_names()
         if installed is None:
-            names = ", ".join(unknown)
-            notices.append(f"{library.section}: {library.name} is not installed here, so unchecked: {names}")
+            notices.append(f"{library.section}: {library.name} is not installed, so unchecked: {', '.join(unknown)}")
         for name in unknown:
             rule = next(_rules(library, name, installed), None)
             if rule is not None:
                 path = (library.section, name)
                 problems.append(Problem(layer.where(path), rule, about(layer, path)))
     return notices, problems
-
-
-def _filled(values: object) -> bool:
-    return isinstance(values, dict) and bool(values)
 
 
 def _rules(library: _Library, name: str, installed: Collection[str] | None) -> Iterator[str]:

@@ -50,6 +50,7 @@ def _rewrite(layer: Layer, key: KeyPath, change: Callable[[str], str]) -> None:
 
 
 def _absolute(text: str) -> str:
+    # Not Path.resolve(): a link to the newest copy must stay a link in the run's configuration.
     return os.path.abspath(Path(text).expanduser())
 
 

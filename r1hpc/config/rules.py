@@ -121,17 +121,13 @@ def _packing(config: Config) -> Iterator[Broken]:
     if perf.max_tokens_per_gpu is not None and not perf.use_dynamic_batch_size:
         yield Broken("perf.max_tokens_per_gpu", "has no effect without use_dynamic_batch_size: true")
     if perf.sequence_parallel and perf.tensor_model_parallel_size == 1:
-        yield Broken(
-            "perf.sequence_parallel", "shards over tensor ranks: tensor_model_parallel_size(1) must be above 1"
-        )
+        yield Broken("perf.sequence_parallel", "shards over tensor ranks: raise tensor_model_parallel_size(1)")
 
 
 def _optimizer(config: Config) -> Iterator[Broken]:
     optimizer = config.optimizer
     if optimizer.optimizer_cpu_offload and not optimizer.use_precision_aware_optimizer:
-        rule = (
-            "needs use_precision_aware_optimizer: true, or the first step writes the weights from before loading back"
-        )
+        rule = "needs use_precision_aware_optimizer: true; without it the first step writes pre-load weights back"
         yield Broken("optimizer.optimizer_cpu_offload", rule)
     if optimizer.overlap_cpu_optimizer_d2h_h2d and not optimizer.optimizer_cpu_offload:
         yield Broken("optimizer.overlap_cpu_optimizer_d2h_h2d", "only with optimizer_cpu_offload: true; leave it out")
@@ -181,9 +177,7 @@ def _ports(config: Config) -> Iterator[Broken]:
     hosts = config.hosts
     end = hosts.port_base + hosts.port_span
     if end > 65536:
-        rule = (
-            f"port_base({hosts.port_base}) + port_span({hosts.port_span}) = {end} is above 65536, the end of all ports"
-        )
+        rule = f"port_base({hosts.port_base}) + port_span({hosts.port_span}) = {end} is past the last port, 65535"
         yield Broken("hosts.port_span", rule)
 
 

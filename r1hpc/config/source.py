@@ -91,13 +91,16 @@ class Layer:
         for path, origin in upper.origins.items():
             self.origins.setdefault(path, origin)
 
-    def value_at(self, path: KeyPath) -> Any:
-        """The value at `path`, None where there is none."""
+    def value_at(self, path: KeyPath, absent: Any = None) -> Any:
+        """The value at `path`, list items included; `absent` where there is none."""
         value: Any = self.values
         for part in path:
-            if not isinstance(value, dict) or part not in value:
-                return None
-            value = value[part]
+            if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+                value = value[int(part)]
+            elif isinstance(value, dict) and part in value:
+                value = value[part]
+            else:
+                return absent
         return value
 
     def _forget(self, path: KeyPath) -> None:

@@ -74,7 +74,7 @@ class RolloutConfig(Section):
     rollout_temperature: PositiveFloat = 1.0
     """Sampling temperature; every training log-prob divides the logits by it too. --rollout-temperature"""
     rollout_top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """--rollout-top-p"""
+    """Nucleus sampling: the probability kept; 1 is off. --rollout-top-p"""
     rollout_top_k: int = -1
     """-1 is off. --rollout-top-k"""
     over_sampling_batch_size: PositiveInt | None = None
@@ -109,7 +109,7 @@ class EvalConfig(Section):
     eval_prompt_data: dict[str, SlicedPath] = Field(default_factory=dict)
     """Name to path of each evaluation set. --eval-prompt-data NAME PATH ..."""
     n_samples_per_eval_prompt: PositiveInt = 1
-    """--n-samples-per-eval-prompt"""
+    """Samples per prompt of an evaluation. --n-samples-per-eval-prompt"""
     eval_max_response_len: PositiveInt | None = None
     """Tokens; null means rollout_max_response_len. --eval-max-response-len"""
     eval_temperature: NonNegativeFloat | None = None
@@ -122,27 +122,27 @@ class PerfConfig(Section):
     """Megatron's parallel layout, recomputation and the token budget of a micro-batch."""
 
     tensor_model_parallel_size: PositiveInt = 1
-    """--tensor-model-parallel-size"""
+    """Ranks that share each weight matrix; best within a node. --tensor-model-parallel-size"""
     sequence_parallel: bool = False
-    """--sequence-parallel"""
+    """Also share activations between these ranks along the sequence. --sequence-parallel"""
     pipeline_model_parallel_size: PositiveInt = 1
-    """--pipeline-model-parallel-size"""
+    """Stages that the layers are dealt to. --pipeline-model-parallel-size"""
     context_parallel_size: PositiveInt = 1
-    """--context-parallel-size"""
+    """Ranks that share each sequence. --context-parallel-size"""
     expert_model_parallel_size: PositiveInt = 1
-    """--expert-model-parallel-size"""
+    """Ranks that the experts of a layer are dealt to. --expert-model-parallel-size"""
     expert_tensor_parallel_size: PositiveInt = 1
-    """--expert-tensor-parallel-size"""
+    """Ranks that share each expert matrix. --expert-tensor-parallel-size"""
     decoder_first_pipeline_num_layers: PositiveInt | None = None
     """Layers of the first stage; null divides evenly. --decoder-first-pipeline-num-layers"""
     decoder_last_pipeline_num_layers: PositiveInt | None = None
     """Layers of the last stage; null divides evenly. --decoder-last-pipeline-num-layers"""
     recompute_granularity: Literal["full", "selective"] | None = None
-    """--recompute-granularity"""
+    """Activations computed again in the backward pass instead of kept. --recompute-granularity"""
     recompute_method: Literal["uniform", "block"] | None = None
-    """--recompute-method"""
+    """How layers are grouped for full recomputation. --recompute-method"""
     recompute_num_layers: PositiveInt | None = None
-    """--recompute-num-layers"""
+    """Layers of such a group. --recompute-num-layers"""
     use_dynamic_batch_size: bool = False
     """Pack samples into micro-batches by tokens. --use-dynamic-batch-size"""
     max_tokens_per_gpu: PositiveInt | None = None
@@ -155,19 +155,19 @@ class GrpoConfig(Section):
     """The advantage, the surrogate and its regularisers."""
 
     advantage_estimator: Literal["grpo"] = "grpo"
-    """--advantage-estimator"""
+    """Rewards minus the mean of their group, over its std. --advantage-estimator"""
     use_kl_loss: bool = False
     """Load the reference and compute its log-probs; with coefficient 0 it is a metric only. --use-kl-loss"""
     kl_loss_coef: NonNegativeFloat = 0.0
-    """--kl-loss-coef"""
+    """Weight of the KL term of the loss. --kl-loss-coef"""
     kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"
-    """--kl-loss-type"""
+    """Estimator of KL: low_var_kl is k3 cut to [-10, 10]. --kl-loss-type"""
     kl_coef: NonNegativeFloat = 0.0
     """KL in the reward; not together with kl_loss_coef. --kl-coef"""
     ref_logprob_interval: PositiveInt = 1
     """Rollouts between reference passes; above 1 only where both coefficients are 0."""
     entropy_coef: NonNegativeFloat = 0.0
-    """--entropy-coef"""
+    """Weight of the entropy that is subtracted from the loss. --entropy-coef"""
     eps_clip: NonNegativeFloat = 0.2
     """Lower clip of the ratio: 1 - eps_clip. --eps-clip"""
     eps_clip_high: NonNegativeFloat | None = None
@@ -175,15 +175,16 @@ class GrpoConfig(Section):
     eps_clip_c: Annotated[float, Field(gt=1)] | None = None
     """Dual clip for negative advantages. --eps-clip-c"""
     disable_grpo_std_normalization: bool = False
-    """Dr. GRPO: centre the rewards, do not divide by their std. --disable-grpo-std-normalization"""
+    """Centre the rewards without dividing by their std, as Dr. GRPO does.
+    --disable-grpo-std-normalization"""
     disable_rewards_normalization: bool = False
-    """--disable-rewards-normalization"""
+    """Take the rewards as the advantages. --disable-rewards-normalization"""
     calculate_per_token_loss: bool = False
     """Average over the step's tokens rather than over its samples. --calculate-per-token-loss"""
     use_tis: bool = False
     """Truncated importance sampling of rollout against training log-probs. --use-tis"""
     tis_clip: PositiveFloat = 2.0
-    """--tis-clip"""
+    """Upper bound of its importance weights. --tis-clip"""
     use_rollout_logprobs: bool = False
     """Take the engine's log-probs as the old ones. --use-rollout-logprobs"""
 
@@ -192,28 +193,28 @@ class OptimizerConfig(Section):
     """Adam and where it lives."""
 
     optimizer: Literal["adam"] = "adam"
-    """--optimizer"""
+    """The update rule. --optimizer"""
     lr: NonNegativeFloat = 1e-6
-    """--lr"""
+    """Peak learning rate. --lr"""
     lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
-    """--lr-decay-style"""
+    """Learning rate after the warm-up. --lr-decay-style"""
     lr_warmup_iters: NonNegativeInt = 0
     """Optimizer steps. --lr-warmup-iters"""
     min_lr: NonNegativeFloat = 0.0
-    """--min-lr"""
+    """Learning rate that the decay ends at. --min-lr"""
     weight_decay: NonNegativeFloat = 0.1
-    """--weight-decay"""
+    """Decoupled from the gradient. --weight-decay"""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """--adam-beta1"""
+    """Decay of the first moment. --adam-beta1"""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
-    """--adam-beta2"""
+    """Decay of the second moment. --adam-beta2"""
     adam_eps: PositiveFloat = 1e-8
-    """--adam-eps"""
+    """Added to the root of the second moment. --adam-eps"""
     clip_grad: NonNegativeFloat = 1.0
     """Global norm; 0 is off. --clip-grad"""
     optimizer_cpu_offload: bool = False
     """Masters, moments and the Adam step in host memory. --optimizer-cpu-offload"""
     overlap_cpu_optimizer_d2h_h2d: bool = False
-    """--overlap-cpu-optimizer-d2h-h2d"""
+    """Copy gradients and weights while the step runs. --overlap-cpu-optimizer-d2h-h2d"""
     use_precision_aware_optimizer: bool = False
     """Required with offload: without it the masters keep construction-time values. --use-precision-aware-optimizer"""

@@ -57,7 +57,8 @@ def _written_path(layer: Layer, path: KeyPath, error: ErrorDetails) -> KeyPath:
     """`path` without the parts that only the validator knows, such as the branch of a union."""
     if error["type"] == "missing":
         return path
-    while len(path) > 1 and path not in layer.origins:
+    absent = object()
+    while len(path) > 1 and layer.value_at(path, absent) is absent:
         path = path[:-1]
     return path
 
@@ -66,7 +67,7 @@ def _problem(layer: Layer, path: KeyPath, error: ErrorDetails) -> Problem:
     origin = layer.where(path)
     if error["type"] == "missing":
         field = section_fields(path[0])[path[1]]
-        return Problem(origin, f"{dotted(path)}: required and not set: {_first_sentence(field.description)}")
+        return Problem(origin, f"{dotted(path)}: required and not set: {first_sentence(field.description)}")
     if error["type"] == "extra_forbidden":
         return Problem(origin, unknown_key(path), about(layer, path))
     if len(path) == 1:
@@ -130,15 +131,16 @@ def _is_number(text: str) -> bool:
 
 
 _RULES: Final[dict[str, Callable[[ErrorDetails], str]]] = {
-    "greater_than_equal": lambda error: f"must be at least {error['ctx']['ge']}",
-    "greater_than": lambda error: f"must be above {error['ctx']['gt']}",
-    "less_than_equal": lambda error: f"must be at most {error['ctx']['le']}",
-    "less_than": lambda error: f"must be below {error['ctx']['lt']}",
+    "greater_than_equal": lambda error: f"must be at least {error['ctx']['ge']:g}",
+    "greater_than": lambda error: f"must be above {error['ctx']['gt']:g}",
+    "less_than_equal": lambda error: f"must be at most {error['ctx']['le']:g}",
+    "less_than": lambda error: f"must be below {error['ctx']['lt']:g}",
     "finite_number": lambda error: "must be a finite number",
     "literal_error": lambda error: f"must be {error['ctx']['expected'].replace(chr(39), '')}",
 }
 """pydantic error type to the rule in words, where the bound itself says more than the kind of the field."""
 
 
-def _first_sentence(description: str | None) -> str:
+def first_sentence(description: str | None) -> str:
+    """The first sentence of a field's docstring, on one line."""
     return (description or "").replace("\n", " ").partition(". ")[0].rstrip(".")

@@ -40,7 +40,7 @@ class _CoreLoader(yaml.SafeLoader):
 
 
 for _tag, _pattern, _first in CORE_SCHEMA:
-    _CoreLoader.add_implicit_resolver(_tag, _pattern, _first)  # type: ignore[no-untyped-call]
+    _CoreLoader.add_implicit_resolver(_tag, _pattern, _first)
 
 
 def resolve_scalar(text: str) -> str | int | float | bool | None:

@@ -18,7 +18,7 @@ SAVE_SPREAD = 0.25
 ADAM_BYTES = 12
 """Of one parameter: fp32 master, first and second moment."""
 ADAM_TRAFFIC_BYTES = 28
-"""Moved by one step of host Adam for one parameter: gradient, master and both moments read, the latter three written."""
+"""Moved by host Adam for a parameter and step: gradient, master, both moments read; the latter three written."""
 LOGIT_COPIES = 4
 """fp32 arrays of a chunk of logits alive at once: logits, exponentials, gradient, one temporary. Counted from the
 vocabulary-parallel log-softmax."""
@@ -26,8 +26,6 @@ EXPERT_IMBALANCE = 2.0
 """Tokens of the busiest GPU over the mean after a dispatch. Our margin: RL trains without a balancing loss."""
 FRAGMENTATION = 0.03
 """Share of a GPU that the caching allocator cannot use. Our margin."""
-LOGPROB_PASSES = 2
-"""Forward passes before the steps of a rollout: old log-probs, and the reference's where a reference is loaded."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Assumptions:
     engine_process_bytes: int
     """The same for one engine rank."""
     engine_groups_bytes: int
-    """NCCL buffers of an engine, opened before SGLang measures its free memory."""
+    """NCCL buffers of an engine, opened before SGLang measures its free memory. Our estimate."""
     deepep_bytes: int
     """DeepEP buffers of an engine; they survive its sleep. SGLang 0.5.21 reserves 2 GiB (reserve_for_deepep_a2a_mb)."""
     cuda_graph_bytes: int
@@ -57,11 +55,19 @@ class Assumptions:
     rebuild_groups_above: int
     """World size above which process groups are destroyed while the trainer sleeps."""
     host_process_bytes: int
-    """Host memory of one trainer or engine process on its node: libraries, pinned staging, Python."""
+    """Host memory of one trainer or engine process: libraries, pinned staging, Python. Our estimate."""
     host_io_bytes: int
-    """Host memory of one GPU's checkpoint reader or writer while it streams."""
+    """Host memory of one GPU's checkpoint reader or writer while it streams. Our budget for it."""
     step_margin_s: int
-    """From the stop request to the point where a save may begin: generation aborted or the step under way ended."""
+    """From the stop request until a save may begin: generation aborted or the step under way ended. Our budget."""
+    peak_flops: float | None
+    """bf16, dense, of one GPU (H100 SXM data sheet); null: no estimate of times."""
+    model_flops_share: float
+    """Of the peak, in training R1. Our guess; 0.41 was measured on one GPU for a 1.1 B model without parallelism."""
+    decode_tokens_per_s: tuple[float, float]
+    """Of one request: slow, fast. From published R1-like rollouts."""
+    switch_s: int
+    """Of an iteration: waking, sleeping, weight sync. Our guess."""
     restart_s: int
     """From a preemption to the first new iteration, reading the checkpoint left out: requeue delay (120 s, Slurm's
     cred_expiration), preflight, Ray, engines (91 s warm) and process groups."""
@@ -82,6 +88,10 @@ H100 = Assumptions(
     host_process_bytes=4 * GB,
     host_io_bytes=2 * GB,
     step_margin_s=120,
+    peak_flops=989e12,
+    model_flops_share=0.2,
+    decode_tokens_per_s=(25.0, 60.0),
+    switch_s=60,
     restart_s=600,
 )
 REHEARSAL = Assumptions(
@@ -99,6 +109,10 @@ REHEARSAL = Assumptions(
     host_process_bytes=0,  # the logical slots already count them
     host_io_bytes=0,
     step_margin_s=30,
+    peak_flops=None,
+    model_flops_share=0.0,
+    decode_tokens_per_s=(0.0, 0.0),
+    switch_s=0,
     restart_s=180,
 )
 

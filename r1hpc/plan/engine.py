@@ -1,4 +1,4 @@
-"""The rollout engines: where they stand, what their weights leave for the KV cache, and how many requests that holds."""
+"""The rollout engines: what their weights leave for the KV cache, and how many requests it holds."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def engine_alternatives(
     the attention weights whole on every GPU.
     """
     gpus = config.sglang.rollout_num_gpus_per_engine
-    if not config.sglang.enable_dp_attention or shape.num_heads < 1:
+    if not config.sglang.enable_dp_attention:
         return ()
     fractions = sorted({config.sglang.mem_fraction_static, 0.7})
     current = (config.sglang.dp_size, config.sglang.mem_fraction_static)

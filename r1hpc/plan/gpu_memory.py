@@ -113,7 +113,9 @@ def _engine_parts(engine: EnginePlan, device: Assumptions) -> tuple[MemoryPart, 
     deepep = device.deepep_bytes if engine.grid.gpus > 1 else 0
     return parts(
         MemoryPart("engine weights", engine.weight_bytes, engine.form.name),
-        MemoryPart("KV cache", engine.kv_bytes, f"{engine.kv_tokens_per_rank:,} tokens x {engine.kv_bytes_per_token:,} B"),
+        MemoryPart(
+            "KV cache", engine.kv_bytes, f"{engine.kv_tokens_per_rank:,} tokens x {engine.kv_bytes_per_token:,} B"
+        ),
         MemoryPart("CUDA graphs", device.cuda_graph_bytes),
         MemoryPart("prefill activations", device.prefill_bytes),
         MemoryPart("engine groups, DeepEP", device.engine_groups_bytes + deepep),

@@ -54,9 +54,7 @@ def make_host_memory(
 
 def bytes_per_stage(hosts: tuple[HostMemory, ...], num_stages: int) -> tuple[int, ...]:
     """For each stage, the fullest node that carries a GPU of it."""
-    return tuple(
-        max(host.use.total_bytes for host in hosts if stage in host.stages) for stage in range(num_stages)
-    )
+    return tuple(max(host.use.total_bytes for host in hosts if stage in host.stages) for stage in range(num_stages))
 
 
 def _host(
@@ -77,7 +75,9 @@ def _host(
         *_weight_copies(config, held, device),
         *_engine_backup(config, engine, topology),
         MemoryPart("Ray object store", int(config.hosts.object_store_gib * GIB), "hosts.object_store_gib"),
-        MemoryPart("processes", 2 * topology.gpus_per_node * device.host_process_bytes, "a trainer and an engine a GPU"),
+        MemoryPart(
+            "processes", 2 * topology.gpus_per_node * device.host_process_bytes, "a trainer and an engine a GPU"
+        ),
         MemoryPart("checkpoint streams", topology.gpus_per_node * device.host_io_bytes, "one a GPU"),
         MemoryPart("logical slots", _slot_bytes(phases, copies, device), "the GPU memory of a rehearsal"),
     )

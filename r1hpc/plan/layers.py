@@ -28,6 +28,11 @@ def split_layers(num_layers: int, stages: int, first: int | None, last: int | No
     return (*([] if first is None else [first]), *counts, *([] if last is None else [last]))
 
 
+def dense_layers_in(first: int, count: int, num_dense_layers: int) -> int:
+    """How many of `count` layers from `first` on are dense, when the model's first `num_dense_layers` are."""
+    return max(0, min(first + count, num_dense_layers) - first)
+
+
 def _nearest_last(num_layers: int, stages: int, first: int | None) -> str:
     """The counts of a last stage, close to an even share, with which the split works."""
     middle = stages - 1 - (first is not None)
@@ -74,7 +79,7 @@ def make_stages(modules: ModelModules, topology: Topology, layers: tuple[int, ..
 
 
 def _stage(modules: ModelModules, topology: Topology, index: int, first: int, count: int) -> Stage:
-    dense_layers = max(0, min(first + count, modules.num_dense_layers) - first)
+    dense_layers = dense_layers_in(first, count, modules.num_dense_layers)
     moe_layers = count - dense_layers
     held = [
         (modules.attention, count),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from r1hpc.config import Config
 from r1hpc.plan.assumptions import ADAM_BYTES
 from r1hpc.plan.gpu_memory import param_bytes
-from r1hpc.plan.layers import split_layers
+from r1hpc.plan.layers import dense_layers_in, split_layers
 from r1hpc.plan.memory import MemoryPart, parts
 from r1hpc.plan.model_shape import ModelShape
 from r1hpc.plan.parameters import FP32, ModelModules, total_bytes, total_parameters
@@ -50,6 +50,10 @@ class StoragePlan:
     """Weights of the main model in bf16, router biases included: what the conversion writes."""
     commit_bytes: int
     """One full commit: weights, fp32 masters and both moments."""
+    cast_io_bytes: int
+    """Read and written by the cast stage; 0 where there is none."""
+    convert_io_bytes: int
+    """Read and written by the convert stage."""
     tensors: TensorCounts
     conversion: ConversionPlan
 
@@ -79,6 +83,8 @@ def make_storage(config: Config, shape: ModelShape, modules: ModelModules) -> St
         ),
         weight_bytes=weights,
         commit_bytes=commit,
+        cast_io_bytes=source + cast if cast else 0,
+        convert_io_bytes=(total_bytes(modules.main, None if cast else shape.fp8_block)) + converted,
         tensors=_tensors(modules),
         conversion=_conversion(config, shape, modules),
     )
@@ -105,8 +111,7 @@ def _conversion(config: Config, shape: ModelShape, modules: ModelModules) -> Con
         return sum((share if m is modules.expert else n) * m.weight_bytes(None) for m, n in modules.moe_layer)
 
     def slice_bytes(index: int) -> int:
-        first = sum(layers[:index])
-        dense = max(0, min(first + layers[index], shape.num_dense_layers) - first)
+        dense = dense_layers_in(sum(layers[:index]), layers[index], shape.num_dense_layers)
         dense_layer = sum(n * m.weight_bytes(None) for m, n in modules.dense_layer)
         ends = modules.embedding.weight_bytes(None) if index == 0 else 0
         if index == len(layers) - 1:

@@ -15,6 +15,7 @@ from r1hpc.plan.assumptions import (
     Assumptions,
 )
 from r1hpc.plan.host_memory import HostMemory
+from r1hpc.plan.iteration import IterationTime
 from r1hpc.plan.storage import StoragePlan
 
 
@@ -30,12 +31,14 @@ class TimePlan:
     """sqrt(2 * save time * mean time between interruptions): Young 1974, Daly 2006."""
     save_minutes: int
     """Between commits by the clock: ckpt.save_minutes, else the advice."""
-    save_iterations: int | None
-    """The same in iterations, whole ones, at least 1; null while an iteration's time is unknown."""
+    iteration: IterationTime | None
+    """null while nothing is known of it."""
+    save_iterations: tuple[int, int] | None
+    """The interval by the clock in iterations, whole ones, at least 1: if they are slow, if they are fast."""
     interval_minutes: float
-    """Between commits as they will fall: by the clock or by ckpt.save_interval, whichever comes first."""
-    count_interval_minutes: float | None
-    """What ckpt.save_interval alone would leave between commits; null while an iteration's time is unknown."""
+    """Between commits as they will fall: by the clock, or by ckpt.save_interval when that surely comes first."""
+    exposure_minutes: tuple[float, float] | None
+    """What ckpt.save_interval alone would put at risk."""
     needed_lead_s: int
     """Expected save and its spread, the step under way, and Slurm's 60 s of slack."""
     signal_lead_s: int
@@ -45,9 +48,8 @@ class TimePlan:
     lost_gpu_hours: float
     """Expected of one preemption: half an interval done again, and the restart."""
     restart_s: float
-    attempts: float | None
-    """Time limits that the whole run takes; null while an iteration's time is unknown."""
-    days: float | None
+    days: tuple[float, float] | None
+    """Of the whole run, interruptions left out."""
     adam_traffic_bytes: int
     """Moved through the memory of the fullest node by one step of host Adam."""
 
@@ -73,40 +75,57 @@ def needed_signal_lead(save_s: float, device: Assumptions) -> int:
 
 
 def make_times(
-    config: Config, storage: StoragePlan, hosts: tuple[HostMemory, ...], world_size: int, device: Assumptions
+    config: Config,
+    storage: StoragePlan,
+    hosts: tuple[HostMemory, ...],
+    world_size: int,
+    iteration: IterationTime | None,
+    device: Assumptions,
 ) -> TimePlan:
     """The time plan of a run."""
-    run = config.run
-    save_s = save_seconds(storage.commit_bytes, run.file_system_gbps)
-    interruption = 60 * run.mean_hours_between_interruptions
-    advised = advised_interval(save_s / 60, interruption)
-    by_clock = config.ckpt.save_minutes or max(1, round(advised))
-    iteration = run.expected_rollout_minutes or None
-    by_count = None
-    if iteration and config.ckpt.save_interval:
-        by_count = config.ckpt.save_interval * iteration
-    interval = min(by_clock, by_count) if by_count else float(by_clock)
+    gbps = config.run.file_system_gbps
+    save_s = save_seconds(storage.commit_bytes, gbps)
+    interruption = 60 * config.run.mean_hours_between_interruptions
+    advised = max(1, round(advised_interval(save_s / 60, interruption)))
+    by_clock = config.ckpt.save_minutes or advised
+    exposure = _scaled(iteration, config.ckpt.save_interval)
+    interval = _interval(by_clock, exposure, iteration)
     restart_s = device.restart_s + save_s
     needed = needed_signal_lead(save_s, device)
     asked = config.slurm.signal_lead_minutes
-    total_minutes = config.rollout.num_rollout * iteration if iteration else None
-    source = storage.disk[0].bytes
-    cast_bytes = next((part.bytes for part in storage.disk if part.name == "bf16 copy"), 0)
     return TimePlan(
         save_s=save_s,
-        cast_s=save_seconds(source + cast_bytes, run.file_system_gbps) if cast_bytes else 0.0,
-        convert_s=save_seconds((cast_bytes or source) + storage.weight_bytes, run.file_system_gbps),
-        advised_save_minutes=max(1, round(advised)),
+        cast_s=save_seconds(storage.cast_io_bytes, gbps),
+        convert_s=save_seconds(storage.convert_io_bytes, gbps),
+        advised_save_minutes=advised,
         save_minutes=by_clock,
-        save_iterations=max(1, round(by_clock / iteration)) if iteration else None,
+        iteration=iteration,
+        save_iterations=_iterations(by_clock, iteration),
         interval_minutes=interval,
-        count_interval_minutes=by_count,
+        exposure_minutes=exposure,
         needed_lead_s=needed,
         signal_lead_s=min(asked * 60 if asked else needed, MAX_SIGNAL_LEAD_S),
         overhead=interval_overhead(save_s / 60, interval, interruption),
         lost_gpu_hours=world_size * (interval / 2 + restart_s / 60) / 60,
         restart_s=restart_s,
-        attempts=total_minutes / config.slurm.time_limit if total_minutes else None,
-        days=total_minutes / 1440 if total_minutes else None,
+        days=_scaled(iteration, config.rollout.num_rollout / 1440),
         adam_traffic_bytes=ADAM_TRAFFIC_BYTES * max(host.optimizer_parameters for host in hosts),
     )
+
+
+def _scaled(iteration: IterationTime | None, factor: float | None) -> tuple[float, float] | None:
+    if iteration is None or factor is None:
+        return None
+    return iteration.low_minutes * factor, iteration.high_minutes * factor
+
+
+def _iterations(minutes: float, iteration: IterationTime | None) -> tuple[int, int] | None:
+    if iteration is None:
+        return None
+    return max(1, int(minutes / iteration.high_minutes)), max(1, int(minutes / iteration.low_minutes))
+
+
+def _interval(by_clock: float, exposure: tuple[float, float] | None, iteration: IterationTime | None) -> float:
+    """A commit falls at the end of an iteration, so an interval is never shorter than one."""
+    by_count = exposure[1] if exposure else by_clock
+    return max(float(min(by_clock, by_count)), iteration.low_minutes if iteration else 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from types import MappingProxyType
 
@@ -136,6 +136,6 @@ def fold_ranks(ranks: list[int]) -> str:
     if len(ranks) == 1:
         return str(ranks[0])
     step = ranks[1] - ranks[0]
-    if any(after - before != step for before, after in zip(ranks, ranks[1:], strict=False)):
+    if any(after - before != step for before, after in pairwise(ranks)):
         return ",".join(map(str, ranks))
     return f"{ranks[0]}-{ranks[-1]}" + (f"/{step}" if step > 1 else "")

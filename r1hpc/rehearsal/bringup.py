@@ -1,4 +1,4 @@
-"""`up`, step by step, and the sweep that `down` makes: either survives being stopped between any two steps."""
+"""`up`, step by step; it may be stopped between any two of them, and `down` finds what it left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from r1hpc.rehearsal.daemons import Starter
 from r1hpc.rehearsal.layout import Layout
 from r1hpc.rehearsal.namespace import BRIDGE, READY, Namespace, hold_command
 from r1hpc.rehearsal.nodes import start_loopback_nodes, start_namespace_nodes
-from r1hpc.rehearsal.processes import cluster_processes, end_all
 from r1hpc.rehearsal.record import ClusterRecord
 from r1hpc.rehearsal.slurm_conf import ConfInputs, write_conf
 from r1hpc.rehearsal.spec import Kind
@@ -43,8 +42,8 @@ class BringUp:
         self._user = pwd.getpwuid(os.geteuid()).pw_name
         self.starter = Starter(layout)
 
-    def run(self) -> Client:
-        """Take every step; return a client of the cluster, whose nodes are all idle."""
+    def run(self) -> None:
+        """Take every step; afterwards every node is idle."""
         self._write_files()
         self._step("files")
         if self._record.kind is Kind.NAMESPACE:
@@ -62,7 +61,6 @@ class BringUp:
         self._start_nodes()
         self._step("nodes")
         self._wait_idle(client)
-        return client
 
     def _step(self, name: str) -> None:
         self._record.publish(self._layout)
@@ -77,12 +75,12 @@ class BringUp:
             layout=self._layout,
             topology=record.topology,
             version=self._version,
-            host_name=socket.gethostname(),
+            host_name=socket.gethostname().partition(".")[0],
             user=self._user,
             first_job_id=_first_job_id(),
         )
         write_conf(inputs)
-        write_name_service(self._layout.slurm_conf.parent, inputs)
+        _write_name_service(self._layout.slurm_conf.parent, inputs)
         _write_munge_key(self._layout.directory / "munge" / "munge.key")
 
     def _make_namespace(self) -> None:
@@ -148,7 +146,10 @@ class BringUp:
         waiting: set[str] = set(names)
 
         def all_idle() -> bool:
-            states = client.node_states()
+            try:
+                states = client.node_states()
+            except RehearsalError:
+                return False  # slurmctld is busy, or gone, which the wait notices itself
             waiting.intersection_update(name for name in names if states.get(name) != "idle")
             return not waiting
 
@@ -156,20 +157,14 @@ class BringUp:
             self.starter.wait("every node is idle", all_idle, ["slurmctld", *names], NODES_DEADLINE_S)
         except RehearsalError as error:
             idle = len(names) - len(waiting)
-            missing = ", ".join(sorted(waiting)) or "none"
+            missing = ", ".join(sorted(waiting))
             raise RehearsalError(f"{idle} of {len(names)} nodes idle (missing {missing}): {error}") from error
 
 
-def sweep(layout: Layout) -> None:
-    """End every process of a cluster and remove its transient files; its namespaces go with the processes."""
-    end_all(lambda: cluster_processes(layout.identity, layout.directory / "spool"))
-    layout.clear()
-
-
-def write_name_service(etc: Path, inputs: ConfInputs) -> None:
+def _write_name_service(etc: Path, inputs: ConfInputs) -> None:
     """Write the hosts and nsswitch files that namespace nodes see: names come from the file, nobody is asked."""
     topology = inputs.topology
-    lines = ["127.0.0.1 localhost", f"{topology.controller_address} {inputs.host_name}"]
+    lines = ["127.0.0.1 localhost", f"{topology.controller_address} {inputs.host_name} {socket.gethostname()}"]
     lines += [f"{node.address} {node.name}" for node in topology.nodes]
     (etc / "hosts").write_text("\n".join(lines) + "\n")
     system = Path("/etc/nsswitch.conf")

@@ -1,4 +1,4 @@
-"""`python -m r1hpc.rehearsal up|down|status|run|env`: the private Slurm from a shell."""
+"""`python -m r1hpc.rehearsal up|down|status|run|env|rehearse`: the private Slurm from a shell."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from types import FrameType
 
 from r1hpc.errors import R1hpcError
 from r1hpc.rehearsal.client import SLURM_VARIABLE
-from r1hpc.rehearsal.cluster import RehearsalCluster, down
-from r1hpc.rehearsal.processes import MARK
+from r1hpc.rehearsal.cluster import RehearsalCluster
+from r1hpc.rehearsal.layout import Layout
+from r1hpc.rehearsal.lifecycle import take_down
 from r1hpc.rehearsal.spec import ClusterSpec, Kind, default_directory
 
 MODULE = "python -m r1hpc.rehearsal"
@@ -47,6 +48,7 @@ def _up(options: argparse.Namespace) -> int:
         grace_s=options.grace_s,
         kill_wait_s=options.kill_wait_s,
         slurmd_timeout_s=options.slurmd_timeout_s,
+        message_timeout_s=options.message_timeout_s,
         cred_expire_s=options.cred_expire_s,
         preempt_send_user_signal=options.preempt_send_user_signal,
         max_array_size=options.max_array_size,
@@ -58,7 +60,7 @@ def _up(options: argparse.Namespace) -> int:
 
 
 def _down(options: argparse.Namespace) -> int:
-    print("down" if down(options.dir) else f"nothing to take down in {options.dir}")
+    print("down" if take_down(Layout.at(options.dir)) else f"nothing to take down in {options.dir}")
     return 0
 
 
@@ -95,10 +97,16 @@ def _env(options: argparse.Namespace) -> int:
         print(f"# the cluster has a network of its own: commands reach it through `{MODULE} run -- COMMAND`")
     for name in sorted(name for name in os.environ if SLURM_VARIABLE.fullmatch(name)):
         print(f"unset {name}")
-    environment = cluster.environment()
-    for name in ("SLURM_CONF", MARK):
-        print(f"export {name}={shlex.quote(environment[name])}")
+    # Not the cluster's mark: `down` would take the shell for one of the cluster's processes.
+    print(f"export SLURM_CONF={shlex.quote(cluster.environment()['SLURM_CONF'])}")
     return 0
+
+
+def _rehearse(options: argparse.Namespace) -> int:
+    # Here: it loads the configuration's libraries, which the other commands do without.
+    from r1hpc.rehearsal.rehearse import rehearse
+
+    return rehearse(options.config, options.dir, options.options)
 
 
 def _leave(signal_number: int, frame: FrameType | None) -> None:
@@ -120,6 +128,11 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=words)
         command.set_defaults(command=function)
         _add_directory(command)
+    whole = commands.add_parser("rehearse", help="submit a configuration on a private Slurm and wait for it")
+    whole.set_defaults(command=_rehearse)
+    _add_directory(whole)
+    whole.add_argument("config", type=Path)
+    whole.add_argument("options", nargs=argparse.REMAINDER, help="further options of r1hpc.submit")
     run = commands.add_parser("run", help="run a command against it: run -- sinfo")
     run.set_defaults(command=_run)
     _add_directory(run)
@@ -142,6 +155,7 @@ def _add_spec_options(parser: argparse.ArgumentParser) -> None:
         ("grace_s", "GraceTime of partition low"),
         ("kill_wait_s", "KillWait"),
         ("slurmd_timeout_s", "SlurmdTimeout"),
+        ("message_timeout_s", "MessageTimeout"),
         ("cred_expire_s", "wait of a requeued job"),
         ("max_array_size", "MaxArraySize"),
     ):

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.errors import RehearsalError
-from r1hpc.rehearsal.layout import Layout
+from r1hpc.rehearsal.layout import MARK, Layout
 from r1hpc.rehearsal.namespace import Namespace
-from r1hpc.rehearsal.processes import MARK
 
 # Variables by which an enclosing job or a user's profile would steer a Slurm command or a daemon.
 SLURM_VARIABLE = re.compile(
@@ -114,7 +113,7 @@ class Client:
         """Return Slurm's state of every node, e.g. {"node01": "idle"}."""
         lines = self.query(["sinfo", "--noheader", "--Node", "--format=%N %T"]).splitlines()
         # A node stands there once for each partition.
-        return dict((name, state) for name, state in (line.split() for line in lines))
+        return dict(line.split(maxsplit=1) for line in lines)
 
     def _wrap(self, argv: Sequence[str], cwd: Path | str | None) -> list[str]:
         if self._outer is not None:

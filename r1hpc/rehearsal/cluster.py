@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from r1hpc.errors import RehearsalError
-from r1hpc.rehearsal import accounting
-from r1hpc.rehearsal.bringup import BringUp, StepHook, sweep
+from r1hpc.rehearsal.bringup import StepHook
 from r1hpc.rehearsal.client import Client
 from r1hpc.rehearsal.daemons import Starter
 from r1hpc.rehearsal.layout import Layout
-from r1hpc.rehearsal.namespace import namespaces_unavailable
+from r1hpc.rehearsal.lifecycle import bring_up, running_record, take_down
 from r1hpc.rehearsal.nodes import (
     link_name,
     power_off_loopback_node,
@@ -25,17 +21,10 @@ from r1hpc.rehearsal.nodes import (
     start_loopback_nodes,
     start_namespace_nodes,
 )
-from r1hpc.rehearsal.ports import free_port_block
 from r1hpc.rehearsal.processes import Stat, cluster_processes
-from r1hpc.rehearsal.record import ClusterRecord, read_record
+from r1hpc.rehearsal.record import ClusterRecord
 from r1hpc.rehearsal.spec import ClusterSpec, Kind
-from r1hpc.rehearsal.topology import Node, plan_topology, ports_needed
-from r1hpc.rehearsal.version import installed_version, require_programs
-
-NAMESPACE_BASE_PORT = 6817
-"""Slurm's own default: a namespace's ports are nobody else's."""
-
-LOCK_DEADLINE_S = 10
+from r1hpc.rehearsal.topology import Node
 
 
 class RehearsalCluster:
@@ -54,40 +43,15 @@ class RehearsalCluster:
         `on_step` is told the name of each step that is done. Raises RehearsalError, with nothing left behind, when
         it cannot come up, or when the directory's cluster is up with another spec.
         """
-        kind = resolve_kind(spec.kind)
         layout = Layout(spec.directory)
-        layout.check(kind)
-        version = installed_version()
-        if spec.accounting:
-            require_programs(accounting.PROGRAMS, accounting.PACKAGES)
-        layout.create()
-        with _locked(layout):
-            if (running := _running(layout)) is not None:
-                _require_same(running, spec)
-                return cls(layout, running, Starter(layout))
-            sweep(layout)
-            started_at = time.monotonic()
-            ports = nullcontext(NAMESPACE_BASE_PORT) if kind is Kind.NAMESPACE else free_port_block(ports_needed(spec))
-            with ports as base_port:
-                record = ClusterRecord(spec, kind, plan_topology(spec, kind, base_port))
-                bring_up = BringUp(layout, record, version, on_step)
-                try:
-                    bring_up.run()
-                    record.up_s = round(time.monotonic() - started_at, 2)
-                    record.publish(layout)
-                    on_step("up")
-                except BaseException:
-                    # Ctrl-C too: whoever stops `up` does not want half a cluster.
-                    sweep(layout)
-                    bring_up.starter.forget()
-                    raise
-            return cls(layout, record, bring_up.starter)
+        record, starter = bring_up(layout, spec, on_step)
+        return cls(layout, record, starter)
 
     @classmethod
     def attach(cls, directory: Path) -> RehearsalCluster:
         """Return the cluster that is up in a directory; RehearsalError when there is none."""
-        layout = Layout(Path(os.path.realpath(directory.expanduser())))
-        record = _running(layout)
+        layout = Layout.at(directory)
+        record = running_record(layout)
         if record is None:
             raise RehearsalError(
                 f"no private cluster is up in {layout.directory}: python -m r1hpc.rehearsal up --dir {layout.directory}"
@@ -142,7 +106,7 @@ class RehearsalCluster:
 
     def down(self) -> None:
         """End every process of the cluster and remove its transient files."""
-        down(self._layout.directory)
+        take_down(self._layout)
         self._starter.forget()
 
     def environment(self) -> dict[str, str]:
@@ -187,7 +151,7 @@ class RehearsalCluster:
 
     def processes(self) -> dict[int, Stat]:
         """Return every live process of the cluster by pid, those of its jobs and clients included."""
-        return cluster_processes(self._layout.identity, self._layout.directory / "spool")
+        return cluster_processes(self._layout)
 
     def power_off(self, node: str) -> None:
         """Take a node's power: its processes are gone at once, and Slurm is not told.
@@ -210,9 +174,7 @@ class RehearsalCluster:
         if self._record.outer is None:
             started = start_loopback_nodes(self._starter, self._layout, [target])
         else:
-            started = start_namespace_nodes(
-                self._starter, self._layout, self._record.outer, [target], self.spec.share
-            )
+            started = start_namespace_nodes(self._starter, self._layout, self._record.outer, [target], self.spec.share)
         self._record.daemons.update(started)
         self._record.publish(self._layout)
 
@@ -226,7 +188,9 @@ class RehearsalCluster:
     def wait_nodes(self, ready: Callable[[str], bool], nodes: Sequence[str], deadline_s: float) -> None:
         """Wait until the state of each of `nodes` satisfies `ready`; RehearsalError names the states otherwise."""
         deadline = time.monotonic() + deadline_s
-        while unready := {name: state for name, state in self.node_states().items() if name in nodes and not ready(state)}:
+        while unready := {
+            name: state for name, state in self.node_states().items() if name in nodes and not ready(state)
+        }:
             if time.monotonic() > deadline:
                 raise RehearsalError(f"after {deadline_s:g} s still: {unready}")
             time.sleep(0.1)
@@ -236,60 +200,3 @@ class RehearsalCluster:
             if node.name == name:
                 return node
         raise RehearsalError(f"no node {name!r}: the cluster has {', '.join(self.node_names)}")
-
-
-def down(directory: Path) -> bool:
-    """Take down what is left of a cluster in a directory, in whatever state; return whether there was something."""
-    layout = Layout(Path(os.path.realpath(directory.expanduser())))
-    if not layout.is_taken:
-        return False
-    with _locked(layout):
-        existed = layout.record.exists() or bool(cluster_processes(layout.identity, layout.directory / "spool"))
-        sweep(layout)
-    return existed
-
-
-def resolve_kind(kind: Kind) -> Kind:
-    """Return the kind that `auto` means here; RehearsalError when namespaces are asked for and impossible."""
-    if kind is Kind.LOOPBACK:
-        return kind
-    problem = namespaces_unavailable() if os.geteuid() == 0 else "needs root"
-    if problem is None:
-        return Kind.NAMESPACE
-    if kind is Kind.NAMESPACE:
-        raise RehearsalError(f"--kind namespace: {problem}; --kind loopback needs no privilege")
-    return Kind.LOOPBACK
-
-
-def _running(layout: Layout) -> ClusterRecord | None:
-    record = read_record(layout)
-    if record is None or record.up_s is None:
-        return None
-    # A node that is off may be so on purpose; without one of the others there is no cluster.
-    names = set(record.daemons) - set(record.topology.node_names)
-    members = [record.daemons[name] for name in names] + ([record.outer.member] if record.outer else [])
-    return record if all(member.alive() for member in members) else None
-
-
-def _require_same(running: ClusterRecord, spec: ClusterSpec) -> None:
-    if differences := running.spec.differences(spec):
-        raise RehearsalError(
-            f"a private cluster is up in {spec.directory} with another spec: {'; '.join(differences)}; "
-            f"take it down first: python -m r1hpc.rehearsal down --dir {spec.directory}"
-        )
-
-
-@contextmanager
-def _locked(layout: Layout) -> Iterator[None]:
-    """Hold the directory's lock; the kernel drops it with the process."""
-    deadline = time.monotonic() + LOCK_DEADLINE_S
-    with open(layout.lock, "w") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RehearsalError(f"{layout.lock}: another `up` or `down` is at work there") from None
-                time.sleep(0.05)
-        yield

@@ -66,15 +66,17 @@ class Starter:
         return process
 
     def wait(self, what: str, ready: Callable[[], bool], watch: Sequence[str], deadline_s: float) -> None:
-        """Wait until `ready`; RehearsalError with log lines when a watched daemon ends first, or at the deadline."""
+        """Wait until `ready`; RehearsalError with log lines when a watched daemon ends first, or at the deadline.
+
+        `watch` names first the daemon whose log tells why there is nothing yet.
+        """
         deadline = time.monotonic() + deadline_s
         while not ready():
             for name in watch:
                 if (status := self.started[name].poll()) is not None:
                     raise RehearsalError(f"{name} ended with status {status} before {what}\n{self.last_words(name)}")
             if time.monotonic() > deadline:
-                words = "\n".join(self.last_words(name) for name in watch)
-                raise RehearsalError(f"{what}: not within {deadline_s:g} s\n{words}")
+                raise RehearsalError(f"{what}: not within {deadline_s:g} s\n{self.last_words(watch[0])}")
             time.sleep(0.02)
 
     def wait_listening(self, name: str, port: int, deadline_s: float) -> None:

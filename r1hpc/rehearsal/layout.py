@@ -19,6 +19,10 @@ SOCKET_PATH_MAX = 107
 LONGEST_SOCKET = "spool/node001/node001_67043328.4294967294"
 
 MARKER = ".r1hpc-rehearsal"
+
+MARK = "R1HPC_REHEARSAL"
+"""Environment variable of every daemon and client of a private cluster; its value is the cluster's identity."""
+
 # What `clear` removes: all but the logs, for reading afterwards, and the shared directory, which holds people's runs.
 TRANSIENT = ("etc", "run", "state", "spool", "tmp", "munge", "devices", "database")
 
@@ -28,6 +32,12 @@ class Layout:
     """The directory of one private cluster."""
 
     directory: Path
+    """Absolute, without symbolic links."""
+
+    @classmethod
+    def at(cls, directory: Path) -> Layout:
+        """Return the layout of a directory as a person names it."""
+        return cls(Path(os.path.realpath(directory.expanduser())))
 
     @property
     def identity(self) -> str:
@@ -38,6 +48,16 @@ class Layout:
     def cluster_name(self) -> str:
         """ClusterName of slurm.conf, unique to the directory."""
         return f"r1hpc-{self.identity}"
+
+    @property
+    def marks(self) -> frozenset[str]:
+        """Environment entries by which a process is known to be the cluster's: our own, and what Slurm gives a task."""
+        return frozenset({f"{MARK}={self.identity}", f"SLURM_CLUSTER_NAME={self.cluster_name}"})
+
+    @property
+    def spool(self) -> Path:
+        """The parent of every node's SlurmdSpoolDir, the working directory of slurmd and slurmstepd."""
+        return self.directory / "spool"
 
     @property
     def is_taken(self) -> bool:
@@ -102,7 +122,8 @@ class Layout:
         (self.directory / MARKER).touch()
 
     def populate(self, node_names: list[str]) -> None:
-        """Make the folders that daemons expect to find."""
+        """Make the folders that daemons expect to find; the logs of the cluster before this one go."""
+        shutil.rmtree(self.directory / "log", ignore_errors=True)
         for name in ("etc", "run", "log", "state", "shared", "devices"):
             (self.directory / name).mkdir(exist_ok=True)
         (self.directory / "munge").mkdir(mode=0o700, exist_ok=True)

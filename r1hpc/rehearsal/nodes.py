@@ -9,7 +9,7 @@ from pathlib import Path
 from r1hpc.rehearsal.daemons import Starter
 from r1hpc.rehearsal.layout import Layout
 from r1hpc.rehearsal.namespace import BRIDGE, Namespace, wait_for_namespace
-from r1hpc.rehearsal.processes import MARK, ProcessId, end_all, has_variable, process_family, works_in
+from r1hpc.rehearsal.processes import ProcessId, end_all, environment, network_namespace, process_family, works_in
 from r1hpc.rehearsal.topology import NAMESPACE_NETWORK, Node
 
 UNSHARE_NODE = [
@@ -44,7 +44,7 @@ def start_loopback_nodes(starter: Starter, layout: Layout, nodes: Sequence[Node]
     """Start one slurmd a node and return them by node name."""
     return {
         # The spool directory as working directory marks what slurmd starts: see processes.py.
-        node.name: starter.start(node.name, ["slurmd", "-D", "-N", node.name], cwd=layout.directory / "spool" / node.name)
+        node.name: starter.start(node.name, ["slurmd", "-D", "-N", node.name], cwd=layout.spool / node.name)
         for node in nodes
     }
 
@@ -66,7 +66,9 @@ def start_namespace_nodes(
 
 def power_off_namespace_node(outer: Namespace, node: Node, process: ProcessId) -> None:
     """End everything on a node at once, as a power loss does."""
-    end_all(lambda: [process.pid] if process.alive() else [])
+    network = network_namespace(process.pid) if process.alive() else None
+    if network not in (None, outer.network, network_namespace()):
+        end_all(lambda: process_family(lambda pid: network_namespace(pid) == network))
     # The kernel takes the link away too, but later: a node of the same name could then not be powered on.
     outer.remove_link(link_name(node))
 
@@ -76,11 +78,12 @@ def power_off_loopback_node(layout: Layout, node: Node) -> None:
 
     Unlike a power loss it leaves what a task did to the host: files in /tmp, segments in /dev/shm.
     """
-    spool = layout.directory / "spool" / node.name
+    spool = layout.spool / node.name
 
     def runs_for_node(pid: int) -> bool:
         # slurmd and slurmstepd work in the spool directory; tasks know their node and cluster.
-        is_task = has_variable(pid, MARK, layout.identity) and has_variable(pid, "SLURMD_NODENAME", node.name)
+        known_by = environment(pid)
+        is_task = f"SLURMD_NODENAME={node.name}" in known_by and not layout.marks.isdisjoint(known_by)
         return is_task or works_in(pid, spool)
 
     end_all(lambda: process_family(runs_for_node))
@@ -95,7 +98,7 @@ def _spawn_namespace_node(starter: Starter, layout: Layout, node: Node, share: S
     under_tmp = [str(path) for path in share if path.is_relative_to("/tmp")]
     private_tmp = layout.directory / "tmp" / node.name
     init = ["/bin/bash", "-c", NODE_INIT, "r1hpc", node.name, str(private_tmp), *under_tmp]
-    spool = layout.directory / "spool" / node.name
+    spool = layout.spool / node.name
     return starter.start(node.name, [*UNSHARE_NODE, *init], cwd=spool, stdin=subprocess.PIPE)
 
 

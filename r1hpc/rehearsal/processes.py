@@ -1,9 +1,9 @@
 """The processes of a private cluster, as /proc shows them.
 
-A process belongs to a cluster when its environment carries the cluster's mark, when it works in the cluster's spool
-directory (slurmstepd overwrites its environment with its title), when it lives in a network namespace of such a
-process that is not ours, or when such a process started it. Nothing of it needs a record, so that what a killed
-`up` has left behind is found too.
+A process belongs to a cluster when its environment carries the cluster's mark (daemons, clients, tasks), when it works
+in the cluster's spool directory (slurmstepd overwrites its environment with its title), when such a process started it,
+or when it lives in a network namespace that such a process has and we have not. None of it needs a record, so that
+what a killed `up` has left behind is found too.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.errors import RehearsalError
-
-MARK = "R1HPC_REHEARSAL"
-"""Environment variable of every process of a private cluster; its value is the cluster's identity."""
+from r1hpc.rehearsal.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def read_stat(pid: int) -> Stat | None:
 def network_namespace(pid: int | str = "self") -> str | None:
     """Return the name of a process's network namespace, e.g. `net:[4026531840]`; None when it cannot be read."""
     try:
-        return os.readlink(f"/proc/{pid}/ns/net")
+        return str(Path(f"/proc/{pid}/ns/net").readlink())
     except OSError:
         return None
 
@@ -91,9 +89,9 @@ def listens(pid: int, port: int) -> bool:
     )
 
 
-def cluster_processes(identity: str, spool: Path) -> dict[int, Stat]:
+def cluster_processes(layout: Layout) -> dict[int, Stat]:
     """Return every live process of a cluster by pid; never the caller or a process that led to it."""
-    members = process_family(lambda pid: has_variable(pid, MARK, identity) or works_in(pid, spool))
+    members = process_family(lambda pid: not layout.marks.isdisjoint(environment(pid)) or works_in(pid, layout.spool))
     private_namespaces = {network_namespace(pid) for pid in members} - {network_namespace(), None}
     return members | process_family(lambda pid: network_namespace(pid) in private_namespaces)
 
@@ -106,19 +104,19 @@ def process_family(is_seed: Callable[[int], bool]) -> dict[int, Stat]:
     return {pid: table[pid] for pid in _with_descendants(seeds, table) - spared}
 
 
-def has_variable(pid: int, name: str, value: str) -> bool:
-    """Whether a process was started with an environment variable of this value."""
+def environment(pid: int) -> set[str]:
+    """Return the `NAME=value` entries that a process was started with; none when they cannot be read."""
     try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        content = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
-        return False
-    return f"{name}={value}".encode() in environment.split(b"\0")
+        return set()
+    return set(content.decode(errors="replace").split("\0"))
 
 
 def works_in(pid: int, directory: Path) -> bool:
     """Whether the working directory of a process is `directory` or lies below it."""
     try:
-        return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(directory)
+        return Path(f"/proc/{pid}/cwd").readlink().is_relative_to(directory)
     except OSError:
         return False
 
@@ -126,7 +124,11 @@ def works_in(pid: int, directory: Path) -> bool:
 def end_all(find: Callable[[], Iterable[int]], deadline_s: float = 10) -> None:
     """Kill what `find` returns until it finds nothing; raise RehearsalError naming what outlives the deadline."""
     deadline = time.monotonic() + deadline_s
-    while pids := list(find()):
+    empty_looks = 0
+    # Twice: a process that is just being started may not yet show what it is known by.
+    while empty_looks < 2:
+        pids = list(find())
+        empty_looks = 0 if pids else empty_looks + 1
         if time.monotonic() > deadline:
             names = ", ".join(f"{pid} ({stat.name}, state {stat.state})" for pid in pids if (stat := read_stat(pid)))
             raise RehearsalError(f"still there {deadline_s:g} s after SIGKILL: {names}; end them by hand, then `down`")
@@ -136,7 +138,7 @@ def end_all(find: Callable[[], Iterable[int]], deadline_s: float = 10) -> None:
 
 
 def _process_table() -> dict[int, Stat]:
-    pids = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return {pid: stat for pid in pids if (stat := read_stat(pid)) is not None and stat.state not in "ZX"}
 
 

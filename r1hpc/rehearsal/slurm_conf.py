@@ -169,6 +169,7 @@ def _scheduling(inputs: ConfInputs) -> list[str]:
         "MinJobAge=300",
         f"KillWait={spec.kill_wait_s}",
         f"SlurmdTimeout={spec.slurmd_timeout_s}",
+        f"MessageTimeout={spec.message_timeout_s}",
         "SlurmctldTimeout=30",
         "UnkillableStepTimeout=20",
     ]

@@ -23,7 +23,7 @@ class Kind(StrEnum):
     """One slurmd a node on 127.0.0.(10+i): no privilege; hostname, /tmp and process ids are the host's."""
 
     NAMESPACE = "namespace"
-    """One set of namespaces a node (own address, hostname, /tmp, /dev/shm, processes), all inside one without uplink."""
+    """Namespaces for each node (own address, hostname, /tmp, /dev/shm, processes), all inside one without uplink."""
 
 
 def default_directory() -> Path:
@@ -69,6 +69,9 @@ class ClusterSpec:
     slurmd_timeout_s: int = 15
     """SlurmdTimeout: seconds without an answer after which a node is DOWN and its jobs are requeued."""
 
+    message_timeout_s: int = 10
+    """MessageTimeout: seconds that Slurm waits for an answer; a dead node is asked more than once before it is DOWN."""
+
     cred_expire_s: int = 10
     """Seconds for which a requeued job waits before it may start again (Slurm's default is 120)."""
 
@@ -87,8 +90,8 @@ class ClusterSpec:
         if self.gpus_per_node < 1:
             raise RehearsalError(f"--gpus-per-node {self.gpus_per_node}: a node has at least 1 logical GPU")
         for path in self.share:
-            if not path.is_dir():
-                raise RehearsalError(f"--share {path}: not a directory")
+            if not path.is_dir() or path == Path("/tmp"):
+                raise RehearsalError(f"--share {path}: must be an existing directory, and not /tmp itself")
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as plain JSON values."""

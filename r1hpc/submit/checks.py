@@ -110,4 +110,3 @@ def _directory(key: str, value: str) -> list[str]:
     if not os.access(path, os.R_OK | os.X_OK):
         return [f"{key} = {value}: permission denied"]
     return []
-

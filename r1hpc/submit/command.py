@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from r1hpc.cluster.hostfile import check_hosts, read_hostfile
+from r1hpc.cluster.hostfile import read_hostfile, require
 from r1hpc.cluster.slurm import SlurmClient
 from r1hpc.config import Config, LoadedConfig, load_config
 from r1hpc.errors import ClusterError, SubmitError
-from r1hpc.plan import Plan, plan_for, render_plan
+from r1hpc.plan import Plan, render_plan
+from r1hpc.plan.plan_for import plan_for
 from r1hpc.publish import publish_text
 from r1hpc.rundir import RunDir
 from r1hpc.submit import checks, local
@@ -98,7 +99,7 @@ def _hosts(loaded: LoadedConfig) -> list[str]:
     if hosts.hostfile == "auto":
         return []
     hostfile = read_hostfile(Path(hosts.hostfile))
-    check_hosts(hostfile, hosts.num_nodes, hosts.gpus_per_node)
+    require(hostfile, hosts.num_nodes, hosts.gpus_per_node)
     return [host.name for host in hostfile.hosts[: hosts.num_nodes]]
 
 

@@ -51,7 +51,7 @@ def array_parameters(config: Config, request: JobRequest) -> dict[str, Any]:
         "cpus_per_task": section.cpus_per_task,
         "mem": f"{math.ceil(section.memory_gib * 1024)}M",
         "array_parallelism": section.max_parallel or section.num_tasks,
-        "srun_args": ["--output", f"{request.logs}/{request.stage}-%A_%a.log", *config.slurm.container],
+        "srun_args": [*_step_output(f"{request.logs}/{request.stage}-%A_%a.log"), *config.slurm.container],
         "setup": [*config.slurm.setup, *_exports(config, request.run_dir)],
         "teardown": ["exit $?"],
     }
@@ -65,7 +65,8 @@ def train_parameters(config: Config, request: JobRequest, is_array: bool = False
     log = f"{request.logs}/{request.stage}-{'%A_%a' if is_array else '%j'}"
     step = [f"--nodes={hosts.num_nodes}", f"--ntasks={hosts.num_nodes}", *slurm.container]
     # Agents leave together; --wait ends a step that some agent never leaves. One task is not bound to one core.
-    main = ["--output", f"{log}-%t.log", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--wait=120", "--cpu-bind=none"]
+    main = [*_step_output(f"{log}-%t.log"), "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--wait=120"]
+    main.append("--cpu-bind=none")
     preflight = ["r1hpc_preflight", str(hosts.preflight_timeout_s), f"--mpi={hosts.mpi}", *step]
     parameters = _common(config, request) | {
         "time": slurm.time_limit,
@@ -116,6 +117,11 @@ def _common(config: Config, request: JobRequest) -> dict[str, Any]:
         "stderr_to_stdout": True,
     }
     return {name: value for name, value in parameters.items() if value is not None or name == "wckey"}
+
+
+def _step_output(path: str) -> list[str]:
+    """A step's own log; srun would truncate it after a requeue, whatever sbatch was told."""
+    return ["--output", path, "--open-mode=append"]
 
 
 def _whole_node(config: Config) -> dict[str, Any]:

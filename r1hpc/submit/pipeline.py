@@ -50,7 +50,7 @@ def submit_chain(
                 first = f"afterok:{submitted[len(jobs) - 2].job_id}," if len(jobs) > 1 else ""
                 submitted.append(_submit(jobs[-1], f"{first}singleton", directory))
                 record(directory, submitted)
-        except (SubmitError, KeyboardInterrupt):
+        except BaseException:
             client.cancel([job.job_id for job in submitted])
             record(directory, [])
             raise

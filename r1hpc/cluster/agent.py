@@ -1,0 +1,71 @@
+"""The node agent: one to a host, the parent of everything that an attempt runs there."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from r1hpc import exit_codes
+from r1hpc.cluster.head_agent import HeadAgent
+from r1hpc.cluster.launch import read_secret
+from r1hpc.cluster.node import Node, keep_ray_logs, remove_temp_dir
+from r1hpc.cluster.outcome import Outcome, write_outcome
+from r1hpc.cluster.ray_command import make_temp_dir
+from r1hpc.cluster.rollcall import Attendance, RollCall
+from r1hpc.cluster.supervisor import Supervisor
+from r1hpc.cluster.worker_agent import WorkerAgent
+from r1hpc.errors import BringUpError
+
+logger = logging.getLogger(__name__)
+
+_LEAVE_S = 15.0
+"""The other agents have this long to take their nodes down before the head leaves without them."""
+
+
+def run_agent(node: Node) -> int:
+    """Run this host's part of the attempt; returns the exit code that all its agents leave with."""
+    temp_dir = make_temp_dir(node.mark)
+    node.attempt.logs.mkdir(parents=True, exist_ok=True)
+    try:
+        with Supervisor(node.mark, node.attempt.logs, node.host.name) as supervisor:
+            lead = _lead if node.host == node.launch.head else _follow
+            outcome = lead(node, supervisor, temp_dir)
+        if outcome.exit_code != exit_codes.SUCCESS:
+            keep_ray_logs(temp_dir, node.attempt.logs / f"{node.host.name}-ray")
+    finally:
+        remove_temp_dir(temp_dir)
+    return outcome.exit_code
+
+
+def _lead(node: Node, supervisor: Supervisor, temp_dir: Path) -> Outcome:
+    expected = [host.name for host in node.launch.hosts if host != node.host]
+    try:
+        roll_call = RollCall(node.roll_call, expected, read_secret(node.attempt.secret))
+    except OSError as error:
+        address, port = node.roll_call
+        raise BringUpError(
+            f"the head's agent cannot listen on {address} port {port}: {error.strerror}; "
+            f"is that {node.host.name}'s address, and hosts.port_base = {node.launch.port_base} free there?"
+        ) from None
+    outcome = HeadAgent(node, supervisor, roll_call, temp_dir).run()
+    # First of all: the kill may come any moment now, and the decision to requeue reads this.
+    write_outcome(node.attempt.outcome, outcome)
+    logger.info("attempt %s: exit code %d: %s", node.attempt.root.name, outcome.exit_code, outcome.reason)
+    supervisor.stop_all()
+    staying = roll_call.dismiss(outcome, _LEAVE_S)
+    if staying:
+        logger.warning("agents still there after %g s: %s", _LEAVE_S, ", ".join(staying))
+    roll_call.close()
+    return outcome
+
+
+def _follow(node: Node, supervisor: Supervisor, temp_dir: Path) -> Outcome:
+    attendance = Attendance(node.roll_call, node.host.name, read_secret(node.attempt.secret))
+    outcome = WorkerAgent(node, supervisor, attendance, temp_dir).run()
+    if outcome.exit_code != exit_codes.SUCCESS:
+        logger.info("%s leaves with exit code %d: %s", node.host.name, outcome.exit_code, outcome.reason)
+    left = supervisor.stop_all()
+    if left:
+        logger.warning("pids still there after SIGKILL: %s", ", ".join(map(str, left)))
+    attendance.close()
+    return outcome

@@ -1,0 +1,139 @@
+"""The head's agent: starts Ray's head and the driver, calls the roll, decides how the attempt ends."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from r1hpc import exit_codes
+from r1hpc.cluster.node import ROLL_CALL_S, TICK_S, Node
+from r1hpc.cluster.outcome import Outcome, nodes_lost
+from r1hpc.cluster.ray_command import ray_environment, start_command
+from r1hpc.cluster.rollcall import Answers, RollCall
+from r1hpc.cluster.supervisor import Exit, Supervisor
+
+_STOP_S = 5.0
+"""A driver that only waits for Ray, or was asked to stop twice, has this long to leave."""
+_BACKSTOP_S = 30.0
+"""Beyond the driver's own deadline; it may hang inside Ray."""
+
+
+class HeadAgent:
+    """One attempt, seen from its first host."""
+
+    def __init__(self, node: Node, supervisor: Supervisor, roll_call: RollCall, temp_dir: Path) -> None:
+        self._node = node
+        self._supervisor = supervisor
+        self._roll_call = roll_call
+        self._temp_dir = temp_dir
+        self._environment = ray_environment(node.inherited, node.launch, node.host, node.attempt.secret, node.marks)
+        self._driver: subprocess.Popen[bytes] | None = None
+        self._forwarded: list[str] = []
+        self._stopping_since: float | None = None
+
+    def run(self) -> Outcome:
+        """Run the attempt to its end. Everything that was started still runs when this returns."""
+        self._started = time.monotonic()
+        command = start_command(self._node.launch, self._node.host, self._temp_dir)
+        self._supervisor.start("ray", command, self._environment)
+        while (outcome := self._tick()) is None:
+            time.sleep(TICK_S)
+        return outcome
+
+    def _tick(self) -> Outcome | None:
+        answers = self._roll_call.poll()
+        ended = self._supervisor.reap()
+        outcome = self._judge_agents(answers) or self._judge_children(ended) or self._judge_time()
+        if outcome is None and self._driver is None and self._ray_listens():
+            self._roll_call.tell_all({"start": True})
+            self._driver = self._start_driver()
+        return outcome or self._forward_stops([*self._node.stop_requests, *answers.stops])
+
+    def _judge_agents(self, answers: Answers) -> Outcome | None:
+        if answers.lost:
+            return nodes_lost([lost.name for lost in answers.lost], answers.lost[0].reason)
+        if answers.failures:
+            names = tuple(failure.name for failure in answers.failures)
+            reasons = "; ".join(f"{failure.name}: {failure.reason}" for failure in answers.failures)
+            return Outcome(self._node_failure, reasons, names)
+        missing = self._roll_call.missing
+        if missing and time.monotonic() - self._started > ROLL_CALL_S:
+            total = len(self._node.launch.hosts)
+            reason = (
+                f"waiting for agents: {total - len(missing)} of {total} after {ROLL_CALL_S:g} s "
+                f"(missing {', '.join(missing)})"
+            )
+            return Outcome(exit_codes.BRING_UP_FAILED, reason, tuple(missing))
+        return None
+
+    def _judge_children(self, ended: list[Exit]) -> Outcome | None:
+        by_name = {end.name: end for end in ended}
+        if "driver" in by_name:
+            return self._driver_outcome(by_name["driver"])
+        if "ray" in by_name:
+            return Outcome(self._node_failure, f"{self._node.host.name}: {by_name['ray']}", (self._node.host.name,))
+        return None
+
+    def _judge_time(self) -> Outcome | None:
+        limit = self._node.launch.bring_up_timeout_s + _BACKSTOP_S
+        if time.monotonic() - self._started < limit or self._placed:
+            return None
+        log = self._supervisor.log("driver")
+        return Outcome(
+            exit_codes.BRING_UP_FAILED, f"nothing was placed in {limit:g} s and the driver hangs (see {log})"
+        )
+
+    def _forward_stops(self, requests: list[str]) -> Outcome | None:
+        """Hand stop requests on to the driver; a driver that does not leave in time is left behind."""
+        for request in requests[len(self._forwarded) :]:
+            self._forwarded.append(request)
+            self._tell_driver({"stop": request})
+        if not self._forwarded:
+            return None
+        self._stopping_since = self._stopping_since or time.monotonic()
+        outcome = Outcome(exit_codes.STOP_REQUESTED, f"asked to stop by {', '.join(self._forwarded)}")
+        if self._driver is None:
+            return outcome
+        insistent = sum("TERM" in request for request in self._forwarded) > 1 or not self._placed
+        return outcome if insistent and time.monotonic() - self._stopping_since > _STOP_S else None
+
+    def _start_driver(self) -> subprocess.Popen[bytes]:
+        node = self._node
+        command = [sys.executable, "-m", "r1hpc.run", str(node.run.root), str(node.attempt.root), "--until", node.until]
+        return self._supervisor.start("driver", command, self._environment, stdin=subprocess.PIPE)
+
+    def _tell_driver(self, message: dict[str, str]) -> None:
+        if self._driver is None or self._driver.stdin is None:
+            return
+        try:
+            self._driver.stdin.write(json.dumps(message).encode() + b"\n")
+            self._driver.stdin.flush()
+        except BrokenPipeError:
+            return  # it has just left; the next tick reaps it
+
+    def _driver_outcome(self, end: Exit) -> Outcome:
+        try:
+            record = json.loads(self._node.attempt.driver.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return Outcome(exit_codes.CRASHED, str(end))
+        return Outcome(end.returncode if end.returncode >= 0 else exit_codes.CRASHED, record["reason"])
+
+    def _ray_listens(self) -> bool:
+        port = self._node.launch.ports(self._node.host).gcs
+        try:
+            socket.create_connection((self._node.host.address, port), timeout=0.5).close()
+        except OSError:
+            return False
+        return True
+
+    @property
+    def _placed(self) -> bool:
+        return self._node.attempt.placement.exists()
+
+    @property
+    def _node_failure(self) -> int:
+        return exit_codes.NODE_LOST if self._placed else exit_codes.BRING_UP_FAILED

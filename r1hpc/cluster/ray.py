@@ -1,0 +1,127 @@
+"""Ray as the driver uses it: join, wait for every host, place one actor on every GPU slot. The only import of ray."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from r1hpc.cluster.hosts import ClusterHost
+from r1hpc.cluster.launch import Launch
+from r1hpc.errors import BringUpError
+
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One GPU slot; the index in the sorted list of all slots is the rank."""
+
+    host: str
+    gpu: int
+    bundle: int
+    """Index in the placement group."""
+    pid: int
+    """Of the actor that answered from it."""
+
+
+@contextmanager
+def connected(launch: Launch) -> Iterator[None]:
+    """Be a driver of the launch's Ray, on its head host."""
+    ray.init(
+        address=launch.ray_address,
+        _node_ip_address=launch.head.address,
+        log_to_driver=False,
+        logging_level="warning",
+        namespace="r1hpc",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def wait_for_nodes(hosts: Sequence[ClusterHost], deadline_s: float, wait: Callable[[float], None]) -> None:
+    """Return when Ray is up on every host. `wait` sleeps, and may raise to give up.
+
+    Raises BringUpError: `waiting for Ray nodes: 14 of 16 after 60 s (missing node07, node12)`.
+    """
+    started = time.monotonic()
+    while True:
+        alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        missing = [host.name for host in hosts if host.address not in alive]
+        waited = time.monotonic() - started
+        if not missing:
+            return
+        if waited > deadline_s:
+            raise BringUpError(
+                f"waiting for Ray nodes: {len(hosts) - len(missing)} of {len(hosts)} after {waited:.0f} s "
+                f"(missing {', '.join(missing)})"
+            )
+        wait(_POLL_S)
+
+
+@ray.remote(num_gpus=1, num_cpus=1, max_restarts=0)
+class _Probe:
+    """Answers from a slot."""
+
+    def where(self) -> tuple[str, int, int]:
+        """(host address, GPU id, pid)"""
+        context = ray.get_runtime_context()
+        (gpu,) = context.get_accelerator_ids()["GPU"]
+        return ray.util.get_node_ip_address(), int(gpu), os.getpid()
+
+
+def place_slots(
+    hosts: Sequence[ClusterHost], deadline_s: float, wait: Callable[[float], None]
+) -> tuple[PlacementGroup, list[Slot]]:
+    """One bundle of one GPU for every slot, an answer from each, sorted by (hostfile order, GPU): index is the rank.
+
+    Raises BringUpError when a slot does not answer in time, or a host answers from other slots than its own.
+    """
+    count = sum(host.slots for host in hosts)
+    deadline = time.monotonic() + deadline_s
+    group = placement_group([{"GPU": 1, "CPU": 1}] * count, strategy="PACK", name="slots")
+    _await([group.ready()], deadline, wait, f"the placement group of {count} GPU slots")
+    probes = [
+        _Probe.options(  # type: ignore[attr-defined]
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+        ).remote()
+        for bundle in range(count)
+    ]
+    answers = _await([probe.where.remote() for probe in probes], deadline, wait, "answers from the GPU slots")
+    names = {host.address: host.name for host in hosts}
+    order = {host.name: index for index, host in enumerate(hosts)}
+    slots = [Slot(names[address], gpu, bundle, pid) for bundle, (address, gpu, pid) in enumerate(answers)]
+    slots.sort(key=lambda slot: (order[slot.host], slot.gpu))
+    check_slots(hosts, slots)
+    for probe in probes:
+        ray.kill(probe)
+    return group, slots
+
+
+def check_slots(hosts: Sequence[ClusterHost], slots: Sequence[Slot]) -> None:
+    """Raise BringUpError unless every host answers from exactly its slots, each GPU once."""
+    for host in hosts:
+        gpus = sorted(slot.gpu for slot in slots if slot.host == host.name)
+        if len(gpus) != host.slots or len(set(gpus)) != len(gpus):
+            raise BringUpError(f"{host.name} answers from GPUs {gpus}, but its hostfile line says slots={host.slots}")
+
+
+def _await(references: list[Any], deadline: float, wait: Callable[[float], None], what: str) -> list[Any]:
+    started = time.monotonic()
+    while True:
+        ready, pending = ray.wait(references, num_returns=len(references), timeout=0.5)
+        if not pending:
+            return list(ray.get(references))
+        if time.monotonic() > deadline:
+            waited = time.monotonic() - started
+            raise BringUpError(f"waiting for {what}: {len(ready)} of {len(references)} after {waited:.0f} s")
+        wait(0)

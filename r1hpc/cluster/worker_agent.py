@@ -1,0 +1,94 @@
+"""Every other host's agent: joins Ray when the head says so, then stays until the head says how it ended."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from r1hpc import exit_codes
+from r1hpc.cluster.node import ROLL_CALL_S, TICK_S, Node
+from r1hpc.cluster.outcome import Outcome, nodes_lost
+from r1hpc.cluster.ray_command import ray_environment, start_command
+from r1hpc.cluster.rollcall import SILENCE_S, Attendance
+from r1hpc.cluster.supervisor import Exit, Supervisor
+
+_JOINED = b"Ray runtime started"
+_ATTEMPTS = 3
+"""Ray gives a raylet 30 s, a constant of its own, which a loaded machine can miss."""
+_STOP_S = 5.0
+"""Without the head, a stop request is obeyed after this long."""
+
+
+class WorkerAgent:
+    """One attempt, seen from a host that is not the first."""
+
+    def __init__(self, node: Node, supervisor: Supervisor, attendance: Attendance, temp_dir: Path) -> None:
+        self._node = node
+        self._supervisor = supervisor
+        self._attendance = attendance
+        self._temp_dir = temp_dir
+        self._environment = ray_environment(node.inherited, node.launch, node.host, node.attempt.secret, node.marks)
+        self._joins = 0
+        self._sent = 0
+        self._failed_at: float | None = None
+        self._stopping_since: float | None = None
+
+    def run(self) -> Outcome:
+        """Serve the attempt to its end. Everything that was started still runs when this returns."""
+        self._started = time.monotonic()
+        while (outcome := self._tick()) is None:
+            time.sleep(TICK_S)
+        return outcome
+
+    def _tick(self) -> Outcome | None:
+        for message in self._attendance.poll():
+            if "outcome" in message:
+                return Outcome.from_json(message["outcome"])
+            if "start" in message:
+                self._join()
+        for end in self._supervisor.reap():
+            self._take_exit(end)
+        self._forward_stops()
+        return self._judge_head()
+
+    def _join(self) -> None:
+        self._joins += 1
+        command = start_command(self._node.launch, self._node.host, self._temp_dir)
+        self._supervisor.start("ray", command, self._environment)
+
+    def _take_exit(self, end: Exit) -> None:
+        """Ray ended here: try again if it never came up, else tell the head."""
+        came_up = _JOINED in end.log.read_bytes()
+        in_time = time.monotonic() - self._started < self._node.launch.bring_up_timeout_s
+        if not came_up and self._joins < _ATTEMPTS and in_time:
+            self._supervisor.stop_all()
+            self._join()
+            return
+        self._failed_at = time.monotonic()
+        self._attendance.send({"failed": str(end)})
+
+    def _forward_stops(self) -> None:
+        if not self._attendance.admitted:
+            return
+        for request in self._node.stop_requests[self._sent :]:
+            self._sent += 1
+            self._attendance.send({"stop": request})
+
+    def _judge_head(self) -> Outcome | None:
+        """Leave alone when the head is lost, never came, or does not answer a failure."""
+        now, head = time.monotonic(), self._node.launch.head
+        if (reason := self._attendance.lost) is not None:
+            return nodes_lost([head.name], f"the head's agent: {reason}")
+        if self._failed_at is not None and now - self._failed_at > SILENCE_S:
+            return Outcome(exit_codes.NODE_LOST, f"Ray ended on {self._node.host.name}", (self._node.host.name,))
+        if self._attendance.admitted:
+            return None
+        if self._node.stop_requests:
+            self._stopping_since = self._stopping_since or now
+            if now - self._stopping_since > _STOP_S:
+                return Outcome(exit_codes.STOP_REQUESTED, f"asked to stop by {', '.join(self._node.stop_requests)}")
+        if now - self._started > ROLL_CALL_S:
+            address, port = self._node.roll_call
+            reason = f"no answer from the head's agent on {head.name} ({address} port {port}) within {ROLL_CALL_S:g} s"
+            return Outcome(exit_codes.BRING_UP_FAILED, reason, (head.name,))
+        return None

@@ -1,0 +1,100 @@
+"""python -m r1hpc.config check|show|explain|import|reference"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from r1hpc.config.dump import dump_config
+from r1hpc.config.explain import explain, reference
+from r1hpc.config.import_script import import_script
+from r1hpc.config.load import LoadedConfig, load_config
+from r1hpc.errors import R1hpcError
+from r1hpc.exit_codes import INVALID, SUCCESS
+from r1hpc.publish import publish_text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except R1hpcError as error:
+        print(error, file=sys.stderr)
+        return INVALID
+    return SUCCESS
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m r1hpc.config", description="Check, show and import configurations."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser("check", help="validate a configuration; print notices and ok")
+    show = commands.add_parser("show", help="print the resolved configuration as YAML")
+    for command, run in ((check, _check), (show, _show)):
+        command.add_argument("config", metavar="CONFIG")
+        _add_layers(command)
+        command.set_defaults(run=run)
+
+    one = commands.add_parser("explain", help="say what a key means, takes and is")
+    one.add_argument("key", metavar="KEY", help="section.name, or a section")
+    one.add_argument("config", metavar="CONFIG", nargs="?", help="also print the value there and where it is written")
+    _add_layers(one)
+    one.set_defaults(run=_explain)
+
+    bring = commands.add_parser("import", help="turn a launch script of bash flag arrays into YAML")
+    bring.add_argument("script", metavar="SCRIPT.sh", type=Path)
+    bring.add_argument("-o", "--output", metavar="OUT.yaml", type=Path, help="default: standard output")
+    bring.add_argument("--base", metavar="CONFIG", type=Path, help="configuration that gives what the script does not")
+    bring.set_defaults(run=_import)
+
+    commands.add_parser("reference", help="print docs/configuration-reference.md").set_defaults(run=_reference)
+    return parser
+
+
+def _add_layers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--site", metavar="NAME", help="sites/NAME.yaml beside CONFIG, or a path")
+    parser.add_argument("--set", metavar="A.B=VALUE", dest="overrides", action="append", default=[])
+
+
+def _load(arguments: argparse.Namespace) -> LoadedConfig:
+    loaded = load_config(arguments.config, site=arguments.site, overrides=arguments.overrides)
+    for notice in loaded.notices:
+        print(f"notice: {notice}", file=sys.stderr)
+    return loaded
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    loaded = _load(arguments)
+    print(f"{loaded.path}: ok")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    print(dump_config(_load(arguments).config), end="")
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    loaded = _load(arguments) if arguments.config else None
+    print(explain(arguments.key, loaded))
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    imported = import_script(arguments.script, arguments.base)
+    for notice in imported.notices:
+        print(f"notice: {notice}", file=sys.stderr)
+    if arguments.output is None:
+        print(imported.text, end="")
+    else:
+        publish_text(arguments.output, imported.text)
+        print(f"wrote {arguments.output}; next: python -m r1hpc.config check {arguments.output}")
+
+
+def _reference(arguments: argparse.Namespace) -> None:
+    print(reference(), end="")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

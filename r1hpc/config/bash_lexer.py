@@ -1,0 +1,165 @@
+"""Splits a bash script into words and operators; runs nothing and expands nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+_OPERATORS = frozenset("();&|<>")
+_PARAMETER = re.compile(r"\$(?P<name>[A-Za-z_]\w*)|\$\{(?P<braced>[A-Za-z_]\w*)\}")
+_DEFAULT = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*):?[-=](?P<default>[^${}\"'`]*)\}")
+_ARRAY = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)\[[@*]\]\}")
+_HEREDOC = re.compile(r"<<-?\s*(?P<quote>['\"]?)(?P<word>\w+)(?P=quote)")
+
+
+@dataclass
+class Token:
+    """A word, an operator or the end of a line."""
+
+    kind: Literal["word", "operator", "newline"]
+    line: int
+    text: str = ""
+    """The word with its quotes removed and every variable written ${NAME}; a literal ${ is written $${."""
+    array: str | None = None
+    """The array that the whole word stands for: "${CKPT_ARGS[@]}"."""
+    defaults: dict[str, str] = field(default_factory=dict)
+    """Values for ${NAME:-value}."""
+    unread: str | None = None
+    """A part whose value only running it would tell: $(...), `...`, $1, ${NAME%.sh}."""
+
+
+def tokens(script: str) -> Iterator[Token]:
+    """The tokens of `script`; comments, line continuations and here-documents are left out."""
+    return _Lexer(script).tokens()
+
+
+class _Lexer:
+    def __init__(self, script: str) -> None:
+        self._text = script
+        self._at = 0
+        self._line = 1
+        self._heredocs: list[str] = []
+
+    def tokens(self) -> Iterator[Token]:
+        while self._at < len(self._text):
+            here = self._text[self._at]
+            if here == "\n":
+                yield Token("newline", self._line)
+                self._advance(1)
+                self._skip_heredocs()
+            elif self._text.startswith("\\\n", self._at):
+                self._advance(2)
+            elif here.isspace():
+                self._advance(1)
+            elif here == "#":
+                self._at = _find(self._text, "\n", self._at)
+            elif here in _OPERATORS:
+                yield self._operator(here)
+            else:
+                yield self._word()
+
+    def _operator(self, here: str) -> Token:
+        heredoc = _HEREDOC.match(self._text, self._at)
+        if heredoc and not self._text.startswith("<<<", self._at):
+            self._heredocs.append(heredoc["word"])
+            self._advance(len(heredoc[0]))
+        else:
+            self._advance(1)
+        return Token("operator", self._line, here)
+
+    def _word(self) -> Token:
+        token = Token("word", self._line)
+        quoted = False
+        start = self._at
+        while self._at < len(self._text):
+            here = self._text[self._at]
+            if here == '"':
+                quoted = not quoted
+                self._advance(1)
+            elif quoted or not (here.isspace() or here in _OPERATORS):
+                self._piece(token, here, quoted)
+            else:
+                break
+        whole = _ARRAY.fullmatch(self._text[start : self._at].strip('"'))
+        if whole:
+            token.array, token.unread = whole["name"], None
+        return token
+
+    def _piece(self, token: Token, here: str, quoted: bool) -> None:
+        """Take the next piece of a word: an escape, a single-quoted part, an expansion or one character."""
+        if here == "\\":
+            self._escape(token, quoted)
+        elif here == "'" and not quoted:
+            end = _find(self._text, "'", self._at + 1)
+            token.text += self._text[self._at + 1 : end].replace("${", "$${")
+            self._advance(end + 1 - self._at)
+        elif here in "$`":
+            self._expansion(token)
+        else:
+            token.text += here
+            self._advance(1)
+
+    def _escape(self, token: Token, quoted: bool) -> None:
+        following = self._text[self._at + 1 : self._at + 2]
+        keeps_backslash = quoted and following not in ("$", "`", '"', "\\", "\n")
+        if following != "\n":
+            token.text += "\\" + following if keeps_backslash else following
+        if following == "$" and self._text.startswith("{", self._at + 2):
+            token.text += "$"
+        self._advance(2)
+
+    def _expansion(self, token: Token) -> None:
+        parameter = _PARAMETER.match(self._text, self._at)
+        default = _DEFAULT.match(self._text, self._at)
+        if parameter:
+            token.text += f"${{{parameter['name'] or parameter['braced']}}}"
+            self._advance(len(parameter[0]))
+        elif default:
+            token.text += f"${{{default['name']}}}"
+            token.defaults[default["name"]] = default["default"]
+            self._advance(len(default[0]))
+        else:
+            end = self._expansion_end()
+            part = self._text[self._at : end]
+            if part == "$":
+                token.text += part
+            else:
+                token.unread = token.unread or part
+            self._advance(end - self._at)
+
+    def _expansion_end(self) -> int:
+        """Where the expansion that starts here ends; brackets are counted, quotes inside them are not read."""
+        text, at = self._text, self._at
+        if text[at] == "`":
+            return _find(text, "`", at + 1) + 1
+        opening = text[at + 1 : at + 2]
+        if opening not in ("(", "{"):
+            return at + 2 if opening and opening in "0123456789@*#?$!-" else at + 1
+        closing = ")" if opening == "(" else "}"
+        depth = 0
+        for end in range(at + 1, len(text)):
+            depth += (text[end] == opening) - (text[end] == closing)
+            if depth == 0:
+                return end + 1
+        return len(text)
+
+    def _skip_heredocs(self) -> None:
+        for word in self._heredocs:
+            while self._at < len(self._text):
+                end = _find(self._text, "\n", self._at)
+                line = self._text[self._at : end]
+                self._advance(end + 1 - self._at)
+                if line.strip() == word:
+                    break
+        self._heredocs.clear()
+
+    def _advance(self, count: int) -> None:
+        self._line += self._text.count("\n", self._at, self._at + count)
+        self._at += count
+
+
+def _find(text: str, what: str, start: int) -> int:
+    found = text.find(what, start)
+    return len(text) if found < 0 else found

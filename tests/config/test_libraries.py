@@ -1,0 +1,140 @@
+"""Arguments that pass through are checked by name against the installed libraries, whose code is never run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from r1hpc.config import load_config
+from r1hpc.config.aliases import ALIASES
+from r1hpc.config.libraries import megatron_fields, sglang_arguments
+from r1hpc.config.passed_through import check_passed_through
+from r1hpc.config.schema import Config
+from r1hpc.config.source import Layer, Origin
+from r1hpc.config.structure import section_fields
+from r1hpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tests.config.conftest import WriteConfig
+
+needs_sglang = pytest.mark.skipif(find_spec("sglang") is None, reason="sglang is not installed")
+needs_megatron = pytest.mark.skipif(find_spec("megatron") is None, reason="megatron-core is not installed")
+
+OURS = {"rollout_num_gpus_per_engine", "server_concurrency"}
+"""Keys under sglang: that are the client's, and no server argument."""
+RUN_BY_TRAINER = {"attention_dropout", "hidden_dropout", "attention_softmax_in_fp32", "moe_token_dispatcher_type"}
+
+
+@needs_sglang
+def test_every_key_of_sglang_is_an_argument_of_the_installed_server() -> None:
+    installed = sglang_arguments()
+    assert installed is not None
+    assert section_fields("sglang").keys() - OURS <= installed
+    assert not OURS & installed
+    targets = {key.removeprefix("sglang.") for alias in ALIASES for key in alias.sets if key.startswith("sglang.")}
+    assert targets <= installed
+
+
+@needs_megatron
+def test_megatron_fields_are_those_that_the_dataclass_has() -> None:
+    code = (
+        "import dataclasses, warnings; warnings.simplefilter('ignore')\n"
+        "from megatron.core.transformer.transformer_config import MLATransformerConfig\n"
+        "print(*sorted(field.name for field in dataclasses.fields(MLATransformerConfig)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    fields = set(done.stdout.splitlines()[-1].split())
+    assert megatron_fields() == fields
+    assert fields >= RUN_BY_TRAINER
+    targets = {key.removeprefix("megatron.") for alias in ALIASES for key in alias.sets if key.startswith("megatron.")}
+    assert targets <= fields | section_fields("megatron").keys()
+
+
+@needs_sglang
+@needs_megatron
+def test_known_names_pass_and_unknown_ones_are_told_with_the_nearest(write_config: WriteConfig) -> None:
+    good = "sglang:\n  max_total_tokens: 8192\n  attention_backend: fa3\nmegatron:\n  moe_router_dtype: fp32\n"
+    loaded = load_config(write_config(good, append=True), environ={})
+    assert loaded.notices == ()
+    assert loaded.config.sglang.passed_through == {"max_total_tokens": 8192, "attention_backend": "fa3"}
+    bad = good.replace("max_total_tokens", "max_total_token").replace("moe_router_dtype", "moe_router_type")
+    with pytest.raises(ConfigError) as caught:
+        load_config(write_config(bad, append=True), environ={})
+    assert caught.value.problems == [
+        "config.yaml:20: sglang.max_total_token = 8192: the installed SGLang has no such argument; "
+        "did you mean max_total_tokens?",
+        "config.yaml:23: megatron.moe_router_type = fp32: the installed Megatron has no such argument; "
+        "did you mean moe_router_dtype?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("sglang.model_path=/m", "cannot be set here: ckpt.hf_checkpoint decides it"),
+        ("sglang.tp_size=8", "cannot be set here: rollout_num_gpus_per_engine decides it"),
+        ("sglang.port=3", "cannot be set here: hosts.port_base and hosts.port_span decide it"),
+        ("sglang.nccl_port=3", "cannot be set here: hosts.port_base and hosts.port_span decide it"),
+        ("sglang.nnodes=3", "cannot be set here: the placement on the nodes decides it"),
+        ("sglang.node_rank=3", "cannot be set here: the placement on the nodes decides it"),
+        ("sglang.dist_init_addr=a", "cannot be set here: the placement on the nodes decides it"),
+        ("sglang.base_gpu_id=3", "cannot be set here: the placement on the nodes decides it"),
+        (
+            "sglang.sglang_enable_memory_saver=true",
+            "sglang.enable_memory_saver = true: "
+            "cannot be set here: it is on wherever training and rollout share a GPU",
+        ),
+        ("sglang.random_seed=3", "cannot be set here: run.seed decides it, with another seed for each engine"),
+        ("megatron.num_layers=3", "cannot be set here: the model's config.json decides it (ckpt.hf_checkpoint)"),
+        ("megatron.fp16=true", "cannot be set here: params_dtype decides it, bf16 or fp32"),
+        ("megatron.tensor_model_parallel_size=2", "belongs to perf: write it there"),
+        ("megatron.sequence_parallel=true", "belongs to perf: write it there"),
+        ("megatron.expert_model_parallel_size=2", "belongs to perf or convert: write it there"),
+    ],
+)
+def test_what_r1hpc_decides_itself_is_refused_with_the_reason(
+    write_config: WriteConfig, override: str, rule: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write_config(), overrides=[override], environ={})
+    (problem,) = caught.value.problems
+    assert problem in (f"--set {override}: {rule}", f"--set {override}: {rule.partition(': ')[2]}")
+
+
+def test_names_are_unchecked_and_said_so_where_the_library_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A search path without site-packages: what a login node without the libraries sees.
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    layer = Layer(Origin("c.yaml"), {"sglang": {"anything": 1, "tp_size": 2}, "megatron": {"num_layers": 2, "other": 3}})
+    notices, problems = check_passed_through(layer)
+    assert notices == [
+        "sglang: SGLang is not installed, so unchecked: anything, tp_size",
+        "megatron: Megatron is not installed, so unchecked: num_layers, other",
+    ]
+    assert [problem.about for problem in problems] == ["sglang.tp_size = 2", "megatron.num_layers = 2"]
+
+
+def test_older_and_newer_layouts_of_sglang_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "sglang" / "srt"
+    (source / "arg_groups" / "fields").mkdir(parents=True)
+    (tmp_path / "sglang" / "__init__.py").write_text("raise SystemExit('the library must not be run')\n")
+    server = "class ServerArgs:\n    old: int = 1\n    def f(self):\n        local: int = 2\nclass PortArgs:\n    port: int\n"
+    (source / "server_args.py").write_text(server)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    assert sglang_arguments() == {"old"}
+    (source / "arg_groups" / "fields" / "device.py").write_text("class Device:\n    new: int = 1\n    derived = 3\n")
+    assert sglang_arguments() == {"old", "new"}
+
+
+def test_the_schema_itself_names_no_argument_twice() -> None:
+    both = section_fields("sglang").keys() & section_fields("megatron").keys()
+    assert both == set()
+    assert {"sglang", "megatron"} <= Config.model_fields.keys()

@@ -1,0 +1,93 @@
+"""Relative paths become absolute, each from the place that its documentation names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from r1hpc.config import load_config
+from r1hpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tests.config.conftest import WriteConfig
+
+
+def test_directories_and_data_are_relative_to_the_working_directory(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    text = "eval:\n  eval_prompt_data: {aime: d/aime.jsonl@[:30], math: /m.jsonl}\n  eval_interval: 5\n"
+    path = write_config(text, name="configs/c.yaml", append=True)
+    loaded = load_config(
+        path,
+        overrides=[
+            "run.root=runs/../runs",
+            "ckpt.hf_checkpoint=hf/",
+            "ckpt.bf16_checkpoint=../bf16",
+            "ckpt.ref_load=~/ref",
+            "ckpt.load=null",
+            "ckpt.save=./save//x",
+            "rollout.prompt_data=d/p@v2.jsonl@[-100:]",
+        ],
+    )
+    config = loaded.config
+    assert config.run.root == f"{tmp_path}/runs"
+    assert config.ckpt.model_dump() | {"hf_config": None} == config.ckpt.model_dump()
+    assert config.ckpt.hf_checkpoint == f"{tmp_path}/hf"
+    assert config.ckpt.bf16_checkpoint == f"{tmp_path.parent}/bf16"
+    assert config.ckpt.ref_load == "/home/me/ref"
+    assert config.ckpt.load is None
+    assert config.ckpt.save == f"{tmp_path}/save/x"
+    assert config.rollout.prompt_data == f"{tmp_path}/d/p@v2.jsonl@[-100:]"
+    assert config.eval.eval_prompt_data == {"aime": f"{tmp_path}/d/aime.jsonl@[:30]", "math": "/m.jsonl"}
+
+
+def test_a_link_stays_a_link(write_config: WriteConfig, tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "newest").symlink_to(tmp_path / "v1")
+    loaded = load_config(write_config(), overrides=["ckpt.ref_load=newest"])
+    assert loaded.config.ckpt.ref_load == f"{tmp_path}/newest"
+
+
+def test_hf_config_is_looked_for_beside_the_file_that_names_it_first(write_config: WriteConfig, tmp_path: Path) -> None:
+    path = write_config(name="configs/c.yaml")
+    write_config("{}", name="m/config.json")
+    override = "ckpt.hf_config=m/config.json"
+    assert load_config(path, overrides=[override]).config.ckpt.hf_config == f"{tmp_path}/m/config.json"
+    write_config("ckpt: {hf_config: m/config.json}\n", name="configs/sites/x.yaml")
+    assert load_config(path, site="x").config.ckpt.hf_config == f"{tmp_path}/m/config.json"
+    write_config("{}", name="configs/sites/m/config.json")
+    assert load_config(path, site="x").config.ckpt.hf_config == f"{tmp_path}/configs/sites/m/config.json"
+
+
+def test_a_hostfile_is_looked_for_here_then_beside_the_file_then_above_it(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    path = write_config("hosts:\n  hostfile: h/r1.hostfile\n", name="configs/sites/x.yaml")
+    config = write_config(name="configs/c.yaml")
+    for place in ("configs/h/r1.hostfile", "configs/sites/h/r1.hostfile", "h/r1.hostfile"):
+        write_config("10.0.0.1 slots=8\n", name=place)
+        assert load_config(config, site=str(path)).config.hosts.hostfile == f"{tmp_path}/{place}"
+
+
+def test_automatic_hosts_are_no_path(write_config: WriteConfig) -> None:
+    assert load_config(write_config()).config.hosts.hostfile == "auto"
+    assert load_config(write_config(), overrides=["hosts.hostfile=auto"]).config.hosts.hostfile == "auto"
+
+
+def test_files_that_are_missing_are_told_with_every_place(write_config: WriteConfig, tmp_path: Path) -> None:
+    text = "vars:\n  W: none\nperf:\n  zzz: 1\n"
+    path = write_config(text, name="configs/c.yaml", append=True)
+    write_config("hosts:\n  hostfile: ${W}.hostfile\nckpt:\n  hf_config: ${W}.json\n", name="configs/sites/x.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, site="x", environ={})
+    assert caught.value.problems == [
+        f"configs/sites/x.yaml:2: hosts.hostfile = none.hostfile: no such file; looked for "
+        f"{tmp_path}/none.hostfile, {tmp_path}/configs/sites/none.hostfile, {tmp_path}/configs/none.hostfile",
+        f"configs/sites/x.yaml:4: ckpt.hf_config = none.json: no such file; looked for "
+        f"{tmp_path}/configs/sites/none.json, {tmp_path}/none.json",
+        "configs/c.yaml:22: perf.zzz = 1: unknown key; "
+        "`python -m r1hpc.config explain perf` lists the keys of perf",
+    ]

@@ -1,0 +1,32 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-15%16
+#SBATCH --comment=r1hpc=deepseek-r1-0a1b2c
+#SBATCH --cpus-per-task=16
+#SBATCH --job-name=r1hpc-deepseek-r1-cast
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=65536M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/deepseek-r1/logs/cast-%A_%a.log
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=240
+
+# setup
+export R1HPC_RUN_DIR=/runs/deepseek-r1
+export R1HPC_HOME=HOME
+export R1HPC_PYTHON=PYTHON
+export PYTHONPATH=HOME${PYTHONPATH:+:$PYTHONPATH}
+export SUBMITIT_PREEMPT_SIGNAL=RTMAX
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /runs/deepseek-r1/submitit/cast/20260102T030405/%A_%a_%t_log.out --output /runs/deepseek-r1/logs/cast-%A_%a.log --open-mode=append PYTHON -u -m submitit.core._submit /runs/deepseek-r1/submitit/cast/20260102T030405
+
+
+# teardown
+exit $?

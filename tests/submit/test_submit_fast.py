@@ -1,0 +1,65 @@
+"""A login node: dry run without Slurm, no heavy import, follow and sweep in isolation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from r1hpc.submit.follow import JobView, LogTail
+from r1hpc.submit.parameters import HOME
+from r1hpc.submit.sweep import combinations, element_name
+
+
+def test_dry_run_prints_plan_and_texts_without_slurm_and_writes_nothing(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "r1hpc.submit", "configs/r1.yaml", "--dry-run", "--set", f"run.root={tmp_path}/runs"],
+        cwd=HOME,
+        env=environment | {"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for expected in ("#SBATCH --array=0-15%16", "#SBATCH --array=0-3%4", "#SBATCH --nodes=16", "afterok:<convert>"):
+        assert expected in done.stdout
+    assert "nothing was submitted" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from r1hpc.submit.__main__ import main; "
+        "assert main(['configs/r1.yaml', '--dry-run']) == 0; "
+        "heavy = {'torch', 'ray', 'sglang', 'megatron', 'transformers', 'mpi4py', 'numpy'} & set(sys.modules); "
+        "print('heavy:', sorted(heavy))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_sweep_combinations_and_names() -> None:
+    assert combinations(["a.b=1,2", "c.d=x"]) == [("a.b=1", "c.d=x"), ("a.b=2", "c.d=x")]
+    assert element_name("r1", ("grpo.eps_clip_high=0.28", "rollout.rm_type=a/b")) == "r1.eps_clip_high-0.28.rm_type-a_b"
+
+
+def test_log_tail_gives_each_complete_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("one\ntw", encoding="utf-8")
+    tail = LogTail()
+    assert tail.new_lines([path]) == ["one"]
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write("o\nthree\n")
+    assert tail.new_lines([path]) == ["two", "three"]
+    assert tail.new_lines([path]) == []
+
+
+def test_an_array_has_ended_when_no_element_will_run_again() -> None:
+    assert not JobView(("COMPLETED", "PREEMPTED"), "").ended
+    assert JobView(("COMPLETED", "FAILED"), "").ended
+    assert JobView(("COMPLETED", "COMPLETED", "RUNNING"), "").summary == "2 COMPLETED, 1 RUNNING"
