@@ -22,6 +22,7 @@ from r1hpc.config import load_config
 from r1hpc.plan import make_plan, read_model_shape
 from r1hpc.rehearsal.cluster import RehearsalCluster
 from r1hpc.rehearsal.spec import ClusterSpec, default_directory
+from r1hpc.rundir import AttemptDir
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -111,14 +112,14 @@ def measure_clusters(figures: dict[str, float | None], repetitions: int) -> None
 
 
 def bring_up(cluster: RehearsalCluster, nodes: int, root: Path) -> float:
-    """Submit the preflight stage and return the seconds that the head agent took to have every slot answered."""
+    """Submit the preflight stage; seconds from the end of the preflight until every GPU slot had answered."""
     command = [sys.executable, "-m", "r1hpc.submit", "configs/rehearsal.yaml", "--stage", "preflight", "--wait"]
     command += ["--cluster", "slurm", "--set", f"hosts.num_nodes={nodes}", "--set", f"run.root={root}"]
     done = cluster.run(command, cwd=HOME, timeout_s=300)
     if done.returncode != 0:
         raise RuntimeError(f"bring-up of {nodes} nodes failed:\n{done.stdout}\n{done.stderr}")
-    outcome = json.loads(next(root.glob("rehearsal/attempts/*/outcome.json")).read_text(encoding="utf-8"))
-    return float(outcome["bring_up_s"])
+    attempt = AttemptDir(next(root.glob("rehearsal/attempts/*")))
+    return attempt.placement.stat().st_mtime - attempt.launch.stat().st_mtime
 
 
 if __name__ == "__main__":

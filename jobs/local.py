@@ -1,7 +1,11 @@
-"""An attempt without Slurm: preflight and agents of all hosts on this one machine, each host a loopback address."""
+"""An attempt without Slurm: preflight and agents of all hosts on this one machine, each host a loopback address.
+
+python -m jobs.local RUN --attempt ATTEMPT --until bring-up
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -20,7 +24,7 @@ from r1hpc.cluster.hosts import ClusterHost
 from r1hpc.cluster.processes import ATTEMPT, RUN
 from r1hpc.config import load_config
 from r1hpc.config.cluster import HostsConfig
-from r1hpc.errors import ClusterError
+from r1hpc.errors import ClusterError, R1hpcError
 from r1hpc.publish import publish_json
 from r1hpc.rundir import AttemptDir, RunDir
 
@@ -160,3 +164,21 @@ class _ForwardedSignals:
         for child in self._children:
             if child.poll() is None:
                 child.send_signal(number)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """One attempt by hand."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.local", description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--attempt", type=Path, required=True, help="its directory, new or empty")
+    parser.add_argument("--until", choices=("bring-up", "end"), default="end")
+    arguments = parser.parse_args(argv)
+    try:
+        return run_attempt(RunDir(arguments.run), AttemptDir(arguments.attempt), arguments.until)
+    except R1hpcError as error:
+        print(error, file=sys.stderr)
+        return exit_codes.INVALID
+
+
+if __name__ == "__main__":
+    sys.exit(main())

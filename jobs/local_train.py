@@ -71,5 +71,3 @@ def _facts(directory: RunDir, attempt: AttemptDir, restart: int, code: int, max_
         past=ledger(str(directory.root), str(attempt.root)),
         max_crashes=max_crashes,
     )
-
-

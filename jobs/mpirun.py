@@ -12,8 +12,7 @@ from pathlib import Path
 from jobs.identity import Identity, identify
 from jobs.preflight import own_node, rank_of
 from r1hpc import exit_codes
-from r1hpc.cluster.hostfile import read_hostfile, require
-from r1hpc.cluster.hostfile_forms import mpich_command, openmpi_command
+from r1hpc.cluster.hostfile import launch_commands, read_hostfile, require
 from r1hpc.cluster.hosts import Node
 from r1hpc.cluster.mpi_child import MpiChild
 from r1hpc.cluster.preflight_rank import run_rank
@@ -68,7 +67,7 @@ def _make_attempt(target: Path, hostfile: Path, identity: Identity) -> dict[str,
         require(written, hosts.num_nodes, hosts.gpus_per_node)
         if identity.size != hosts.num_nodes:
             raise PreflightError(
-                f"{identity.launcher} started {identity.size} processes, but hosts.num_nodes = {hosts.num_nodes}; "
+                f"{identity.launcher} started {identity.size} processes, but hosts.num_nodes = {hosts.num_nodes}: "
                 + _how_to(target, hostfile)
             )
     except (R1hpcError, OSError) as error:
@@ -93,14 +92,8 @@ def _prepared(config: Path) -> RunDir:
 
 def _how_to(target: Path, hostfile: Path) -> str:
     try:
-        hosts = read_hostfile(hostfile).hosts
+        written = read_hostfile(hostfile)
     except R1hpcError as error:
         return str(error)
     program = f"python -m jobs.train {target} --hostfile {hostfile}"
-    hydra = hostfile.with_name(hostfile.name + ".hydra")
-    return (
-        "it takes one process a host:\n"
-        f"  Open MPI: {openmpi_command(hostfile, len(hosts), program)}\n"
-        f"  MPICH:    {mpich_command(hydra, len(hosts), program)}\n"
-        f"  (python -m r1hpc.cluster.hostfile {hostfile} --write-hydra makes MPICH's form)"
-    )
+    return "it takes one process a host:\n" + launch_commands(written, len(written.hosts), program)

@@ -85,7 +85,9 @@ def end(run: str, attempt: str, exit_code: int) -> int:
         if decision.action == HOLD:
             _publish(os.path.join(run, "HOLD"), {"reason": decision.reason, "attempt": os.path.basename(attempt)})
         return 0
-    return _requeue(_read(os.path.join(attempt, "begin.json"))["job_id"], decision)
+    return _requeue(
+        _read(os.path.join(attempt, "begin.json"))["job_id"], decision, _read(os.path.join(run, "run.json"))
+    )
 
 
 def close_record(attempt: str, exit_code: int, decision: Decision) -> None:
@@ -98,6 +100,7 @@ def close_record(attempt: str, exit_code: int, decision: Decision) -> None:
             "cause": decision.cause,
             "action": decision.action,
             "reason": decision.reason,
+            "said": outcome.get("reason", ""),
             "exclude": list(decision.exclude),
             "blamed": list(_blamed(attempt)),
             "progress": bool(outcome.get("progress", False)),
@@ -107,11 +110,12 @@ def close_record(attempt: str, exit_code: int, decision: Decision) -> None:
 
 
 def ledger(run: str, before: str) -> Tuple[Past, ...]:
-    """All closed attempts of the run but `before`, oldest first."""
+    """The closed attempts since the last submit but `before`, oldest first: who submits anew has mended something."""
     past = []
+    submitted = _read(os.path.join(run, "run.json")).get("submitted", 0.0)
     for attempt in _attempts(run):
         record = _read(os.path.join(attempt, "end.json"))
-        if attempt != before and record:
+        if attempt != before and record and record["ended"] >= submitted:
             past.append((record["ended"], Past(record["cause"], record["progress"], tuple(record["blamed"]))))
     return tuple(entry for _, entry in sorted(past))
 
@@ -135,32 +139,48 @@ def _facts(run: str, attempt: str, exit_code: int) -> Facts:
     )
 
 
-def _requeue(job_id: str, decision: Decision) -> int:
+def _requeue(job_id: str, decision: Decision, settings: Dict[str, Any]) -> int:
+    excluded = _excluded_now(job_id) + list(decision.exclude)
+    pinned = [name for name in settings.get("pinned", []) if name not in excluded]
+    if settings.get("pinned") and len(pinned) < settings["num_nodes"]:
+        # A node that is asked for by name and excluded would pend for ever.
+        reason = "{} of the hostfile's {} hosts are left, {} are needed: {}".format(
+            len(pinned), len(settings["pinned"]), settings["num_nodes"], decision.reason
+        )
+        decision = decision._replace(action=HOLD, reason=reason)
     verb = "requeuehold" if decision.action == HOLD else "requeue"
     if _call(["scontrol", verb, job_id]) is None:
         print("scontrol {} {} failed: the job ends here".format(verb, job_id), file=sys.stderr)
         return 1
     if decision.exclude:
-        _exclude_nodes(job_id, decision.exclude)
+        _exclude_nodes(job_id, excluded, pinned[: settings["num_nodes"]] if settings.get("pinned") else [])
     if decision.action == HOLD:
         print("held: {}; after mending it: scontrol release {}".format(decision.reason, job_id), flush=True)
     return REQUEUED
 
 
-def _exclude_nodes(job_id: str, names: Tuple[str, ...]) -> None:
-    """Add nodes to the pending job's ExcNodeList and read it back: Slurm refuses while the job still completes."""
+def _exclude_nodes(job_id: str, names: List[str], wanted: List[str]) -> None:
+    """Set the pending job's ExcNodeList (and the nodes it asks for by name, if any) and read it back.
+
+    Slurm refuses while the job still completes.
+    """
     deadline = time.time() + EXCLUDE_DEADLINE_S
+    change = ["scontrol", "update", "JobId=" + job_id]
+    change += ["ReqNodeList=" + ",".join(wanted)] if wanted else []
+    change += ["ExcNodeList=" + ",".join(sorted(set(names)))]
     while time.time() < deadline:
-        job = parse_job(_call(["scontrol", "show", "job", "-o", job_id]) or "")
-        have = job.get("ExcNodeList", "(null)")
-        wanted = ",".join(([have] if have != "(null)" else []) + list(names))
-        _call(["scontrol", "update", "JobId=" + job_id, "ExcNodeList=" + wanted])
-        after = parse_job(_call(["scontrol", "show", "job", "-o", job_id]) or "").get("ExcNodeList", "(null)")
-        if set(names) <= set((_call(["scontrol", "show", "hostnames", after]) or "").split()):
-            print("excluded from now on: {}".format(", ".join(names)), flush=True)
+        _call(change)
+        if set(names) <= set(_excluded_now(job_id)):
+            print("excluded from now on: {}".format(", ".join(sorted(set(names)))), flush=True)
             return
         time.sleep(0.3)
     print("could not exclude {} within {} s".format(", ".join(names), EXCLUDE_DEADLINE_S), file=sys.stderr)
+
+
+def _excluded_now(job_id: str) -> List[str]:
+    """The names in the job's ExcNodeList."""
+    value = parse_job(_call(["scontrol", "show", "job", "-o", job_id]) or "").get("ExcNodeList", "(null)")
+    return [] if value == "(null)" else (_call(["scontrol", "show", "hostnames", value]) or "").split()
 
 
 def _blamed(attempt: str) -> Tuple[str, ...]:
@@ -192,10 +212,10 @@ def _end_time() -> Optional[float]:
     """Unix time of the job's limit: from the environment since Slurm 23.02, from squeue before."""
     if "SLURM_JOB_END_TIME" in os.environ:
         return float(os.environ["SLURM_JOB_END_TIME"])
-    text = (_call(["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%e"]) or "").strip()
-    if not re.match(r"\d{4}-\d\d-\d\dT", text):
-        return None
-    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp()
+    # By _job_id: squeue takes the job id of an array's last element for the whole array.
+    text = _call(["squeue", "-h", "-j", _job_id(), "-o", "%e"]) or ""
+    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\s*$", text)
+    return datetime.datetime.strptime(match.group(1), "%Y-%m-%dT%H:%M:%S").timestamp() if match else None
 
 
 def _nodes() -> List[Dict[str, str]]:

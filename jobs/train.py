@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             opened = open_attempt(arguments.run, arguments.hostfile)
         except R1hpcError as error:
-            print(f"{host or 'train'}: {error}", file=sys.stderr)
+            print(f"train: {error}", file=sys.stderr)
             return exit_codes.PREFLIGHT_FAILED
         attempt, run, host = str(opened.attempt.root), str(opened.run.root), host or opened.host
     NodeAgent(run, arguments.until, attempt, host)()

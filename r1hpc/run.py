@@ -47,7 +47,7 @@ def _drive(run: RunDir, attempt: AttemptDir, until: str, stop: StopListener) -> 
     try:
         if until == "end":
             raise R1hpcError(
-                f"run {run.root.name}: this version brings Ray up and has no training loop yet; use --until bring-up"
+                "this version brings Ray up and has no training loop yet: submit --stage preflight (--until bring-up)"
             )
         launch = read_launch(attempt.launch)
         with connected(launch):

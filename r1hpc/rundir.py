@@ -135,6 +135,11 @@ class RunDir:
         return self.root / "DONE"
 
     @property
+    def hold(self) -> Path:
+        """HOLD: a person has to look before any job of the run starts again; the next submit removes it."""
+        return self.root / "HOLD"
+
+    @property
     def attempts(self) -> Path:
         """attempts/: one directory per attempt of the train job."""
         return self.root / "attempts"

@@ -18,7 +18,9 @@ export R1HPC_PYTHON=${R1HPC_PYTHON:-$R1HPC_HOME/.venv/bin/python}
 export PYTHONPATH=$R1HPC_HOME${PYTHONPATH:+:$PYTHONPATH}
 config=${1:-$R1HPC_HOME/configs/r1.yaml}
 shift || true
-R1HPC_RUN_DIR=$("$R1HPC_PYTHON" -m r1hpc.submit "$config" --prepare "$@" | tail -n 1) || exit 64
+prepare=(--prepare)
+[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || prepare+=(--again)
+R1HPC_RUN_DIR=$("$R1HPC_PYTHON" -m r1hpc.submit "$config" "${prepare[@]}" "$@" | tail -n 1)
 [ -d "$R1HPC_RUN_DIR" ] || exit 64
 export R1HPC_RUN_DIR
 

@@ -87,7 +87,7 @@ def test_the_system_is_left_as_it_is(
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(bootstrap.os, "geteuid", lambda: 0)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     found = bootstrap._reason_not_to_install()
     assert found is not None
     assert reason in found

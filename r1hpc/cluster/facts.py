@@ -32,6 +32,10 @@ class NodeFacts:
 
     node: str
     hostname: str
+    machine: str
+    """The kernel's boot id: equal for hosts that share a machine."""
+    cpus: int
+    """That this process may use."""
     canary: str
     """Random: proves that a file read elsewhere is this node's file of this attempt."""
     clock: float
@@ -60,6 +64,8 @@ def collect(
     return NodeFacts(
         node=node,
         hostname=socket.gethostname(),
+        machine=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        cpus=len(os.sched_getaffinity(0)),
         canary=secrets.token_hex(16),
         clock=time.time(),
         addresses=_addresses(),

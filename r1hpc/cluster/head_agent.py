@@ -12,7 +12,7 @@ from pathlib import Path
 from r1hpc import exit_codes
 from r1hpc.cluster.node import ROLL_CALL_S, TICK_S, Node
 from r1hpc.cluster.outcome import Outcome, nodes_lost
-from r1hpc.cluster.ray_command import ray_environment, start_command
+from r1hpc.cluster.ray_command import has_joined, ray_environment, start_command
 from r1hpc.cluster.rollcall import Answers, RollCall
 from r1hpc.cluster.supervisor import Exit, Supervisor
 
@@ -32,6 +32,9 @@ class HeadAgent:
         self._temp_dir = temp_dir
         self._environment = ray_environment(node.inherited, node.launch, node.host, node.attempt.secret, node.marks)
         self._driver: subprocess.Popen[bytes] | None = None
+        self._head_is_up = False
+        self._told: set[str] = set()
+        self._joining: set[str] = set()
         self._forwarded: list[str] = []
         self._stopping_since: float | None = None
 
@@ -48,10 +51,23 @@ class HeadAgent:
         answers = self._roll_call.poll()
         ended = self._supervisor.reap()
         outcome = self._judge_agents(answers) or self._judge_children(ended) or self._judge_time()
-        if outcome is None and self._driver is None and self._ray_listens():
-            self._roll_call.tell_all({"start": True})
-            self._driver = self._start_driver()
+        if outcome is None:
+            self._bring_up(answers.joined)
         return outcome or self._forward_stops([*self._node.stop_requests, *answers.stops])
+
+    def _bring_up(self, joined: list[str]) -> None:
+        """Start the driver as soon as Ray listens; let the others join once the head has, so many at a time."""
+        if self._driver is None and self._ray_listens():
+            self._driver = self._start_driver()
+        self._joining -= set(joined)
+        self._head_is_up = self._head_is_up or has_joined(self._supervisor.log("ray"))
+        if not self._head_is_up:
+            return
+        for name in self._roll_call.present:
+            if name not in self._told and len(self._joining) < self._node.launch.joins_at_once:
+                self._roll_call.tell(name, {"join": True})
+                self._told.add(name)
+                self._joining.add(name)
 
     def _judge_agents(self, answers: Answers) -> Outcome | None:
         if answers.lost:

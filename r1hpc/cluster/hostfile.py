@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1hpc.cluster.hostfile_forms import mpich_command, openmpi_command, write_hydra
+from r1hpc.cluster.hostfile_forms import mpich_command, openmpi_command, write_hydra, write_openmpi
 from r1hpc.cluster.hostfile_line import HostLine, parse_line
 from r1hpc.cluster.hosts import ClusterHost
 from r1hpc.errors import HostfileError
@@ -36,6 +36,8 @@ class Hostfile:
     path: Path
     hosts: tuple[Host, ...]
     notices: tuple[str, ...]
+    openmpi: bool = True
+    """Open MPI reads the file as it stands."""
 
     def spares(self, num_nodes: int) -> tuple[Host, ...]:
         """The hosts beyond those that a job of num_nodes uses."""
@@ -56,7 +58,7 @@ def read_hostfile(path: Path) -> Hostfile:
         raise HostfileError(f"{path}: is no text file; a hostfile has one line a host: node01 slots=8") from None
     hosts: dict[str, Host] = {}
     excluded: dict[str, int] = {}
-    problems, notices = [], []
+    problems, notices, openmpi = [], [], True
     for number, raw in enumerate(text.splitlines(), start=1):
         try:
             line = parse_line(raw)
@@ -65,6 +67,7 @@ def read_hostfile(path: Path) -> Hostfile:
             continue
         if line is None:
             continue
+        openmpi = openmpi and line.openmpi
         notices += [f"{path}:{number}: {notice}" for notice in line.notices]
         for name in line.names:
             if line.excluded:
@@ -79,7 +82,7 @@ def read_hostfile(path: Path) -> Hostfile:
         problems.append(f"{path}: names no host; write one line a host: node01 slots=8")
     if problems:
         raise HostfileError("\n".join(problems))
-    return Hostfile(path, kept, tuple(notices))
+    return Hostfile(path, kept, tuple(notices), openmpi)
 
 
 def _merged(before: Host | None, name: str, line: HostLine, number: int) -> Host:
@@ -114,32 +117,67 @@ def require(hostfile: Hostfile, num_nodes: int, gpus_per_node: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the hosts and how to start a run on them without Slurm; writes FILE.hydra for MPICH beside it."""
-    parser = argparse.ArgumentParser(prog="python -m r1hpc.cluster.hostfile", description=__doc__)
+    """Print the hosts and how to start a run on them without Slurm."""
+    parser = argparse.ArgumentParser(prog="python -m r1hpc.cluster.hostfile", description=main.__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--config", default="configs/r1.yaml", help="named in the printed commands")
+    parser.add_argument("--run", default="configs/r1.yaml", help="configuration or run directory in the commands")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="slots of a host whose line gives none")
-    parser.add_argument("--write-hydra", action="store_true", help="write FILE.hydra, the form that MPICH reads")
+    parser.add_argument("--write", action="store_true", help="write the forms that the launchers read beside the file")
     arguments = parser.parse_args(argv)
     try:
         hostfile = read_hostfile(arguments.file)
-        hosts = hostfile.cluster_hosts(arguments.gpus_per_node)
-        hydra = arguments.file.with_name(arguments.file.name + ".hydra")
-        if arguments.write_hydra:
-            write_hydra(hosts, hydra)
     except HostfileError as error:
         print(error, file=sys.stderr)
         return 1
     for notice in hostfile.notices:
         print(f"note: {notice}", file=sys.stderr)
+    hosts = hostfile.cluster_hosts(arguments.gpus_per_node)
     width = max(len(host.name) for host in hosts)
     for host in hosts:
         print(f"{host.name:{width}}  slots={host.slots}")
-    program = f"python -m jobs.train {arguments.config} --hostfile {arguments.file}"
-    print(f"\nOpen MPI:\n  {openmpi_command(arguments.file, len(hosts), program)}")
-    missing = "" if hydra.exists() else f"   (its form of the file: --write-hydra makes {hydra})"
-    print(f"MPICH:{missing}\n  {mpich_command(hydra, len(hosts), program)}")
+    forms = launcher_files(hostfile)
+    if arguments.write:
+        write_hydra(hosts, forms.hydra)
+        if forms.openmpi != hostfile.path:
+            write_openmpi(hosts, forms.openmpi)
+    print()
+    print(launch_commands(hostfile, len(hosts), f"python -m jobs.train {arguments.run} --hostfile {arguments.file}"))
     return 0
+
+
+@dataclass(frozen=True)
+class LauncherFiles:
+    """The file that each launcher takes."""
+
+    openmpi: Path
+    """The hostfile itself when Open MPI reads it as it stands."""
+    hydra: Path
+
+
+def launcher_files(hostfile: Hostfile) -> LauncherFiles:
+    """Where the two forms are, or would be written."""
+    beside = hostfile.path.with_name
+    name = hostfile.path.name
+    return LauncherFiles(hostfile.path if hostfile.openmpi else beside(f"{name}.openmpi"), beside(f"{name}.hydra"))
+
+
+def launch_commands(hostfile: Hostfile, num_nodes: int, program: str) -> str:
+    """The exact command of Open MPI and of MPICH, and how to get the files that they name."""
+    forms = launcher_files(hostfile)
+    lines = [
+        f"Open MPI:  {openmpi_command(forms.openmpi, num_nodes, program)}",
+        f"MPICH:     {mpich_command(forms.hydra, num_nodes, program)}",
+    ]
+    missing = [str(path) for path in (forms.openmpi, forms.hydra) if not _is_current(path, hostfile.path)]
+    if missing:
+        lines.append(
+            f"           (python -m r1hpc.cluster.hostfile {hostfile.path} --write makes {', '.join(missing)})"
+        )
+    return "\n".join(lines)
+
+
+def _is_current(form: Path, source: Path) -> bool:
+    return form.exists() and form.stat().st_mtime >= source.stat().st_mtime
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ class HostLine:
     user: str | None = None
     excluded: bool = False
     """Written as ^host: never to be used."""
+    openmpi: bool = True
+    """Open MPI reads this line as it stands."""
     notices: tuple[str, ...] = ()
 
 
@@ -39,6 +41,7 @@ def parse_line(text: str) -> HostLine | None:
     excluded = spec.startswith("^")
     user, spec = _split_user(spec.removeprefix("^"))
     target, slots = _split_slots(spec)
+    openmpi = slots is None and "[" not in target
     max_slots: int | None = None
     notices = []
     for word in words:
@@ -48,16 +51,18 @@ def parse_line(text: str) -> HostLine | None:
                 raise ValueError(f'"{word}" gives the slots of "{target}" a second time')
             slots = _positive(word, value)
             if key == "slot":
+                openmpi = False
                 notices.append(f'"{word}" is read as slots={value}; Open MPI and DeepSpeed refuse "slot="')
         elif key in _MAX_KEYS:
             max_slots = _positive(word, value)
         elif key in _USER_KEYS:
             user = value
         else:
+            openmpi = False
             notices.append(f'"{word}" is ignored')
     if slots is not None and max_slots is not None and slots > max_slots:
         raise ValueError(f"slots={slots} is more than max_slots={max_slots}")
-    return HostLine(_names(target), slots, max_slots, user, excluded, tuple(notices))
+    return HostLine(_names(target), slots, max_slots, user, excluded, openmpi, tuple(notices))
 
 
 def _split_user(spec: str) -> tuple[str | None, str]:
@@ -95,7 +100,7 @@ def _split_word(word: str) -> tuple[str, str]:
         fix = f"write slots={word}" if word.isdigit() else "after the host only key=value may follow"
         raise ValueError(f'"{word}" is not understood: {fix}')
     if key not in _KEYS:
-        near = difflib.get_close_matches(key, _KEYS, n=1)
+        near = difflib.get_close_matches(key, ("slots", "max_slots", "user"), n=1)
         meant = f'; did you mean "{near[0]}"?' if near else "; known are slots and max_slots"
         raise ValueError(f'"{word}" has an unknown key{meant}')
     return key, value

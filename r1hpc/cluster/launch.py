@@ -28,6 +28,8 @@ class Launch:
     object_store_bytes: int
     """Of one host."""
     bring_up_timeout_s: float
+    joins_at_once: int
+    """Hosts that may join Ray at the same time: all, unless hosts share a machine and with it its CPUs."""
 
     @property
     def head(self) -> ClusterHost:
@@ -70,4 +72,3 @@ def write_secret(path: Path) -> None:
 def read_secret(path: Path) -> bytes:
     """The attempt's secret."""
     return path.read_bytes()
-

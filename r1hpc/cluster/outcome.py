@@ -23,7 +23,7 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """For the roll call and for outcome.json."""
-        return asdict(self)
+        return asdict(self) | {"lost_nodes": list(self.lost_nodes)}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Outcome:

@@ -149,7 +149,7 @@ def _lead(
         except R1hpcError as error:
             problem = str(error)
     if len(used) == config.hosts.num_nodes:
-        _publish(attempt, config, run_id, used)
+        _publish(attempt, config, run_id, used, _joins_at_once([reports[host.name] for host in used]))
     elapsed = time.monotonic() - meeting.started
     return Report(
         tuple(names), tuple(findings), tuple(host.name for host in used), config.hosts.num_nodes, elapsed, problem
@@ -202,7 +202,14 @@ def _address(node: Node, facts: NodeFacts, interface: str | None) -> str:
     return facts.addresses[interface][0] if interface else node.address
 
 
-def _publish(attempt: AttemptDir, config: Config, run_id: str, used: Sequence[ClusterHost]) -> None:
+def _joins_at_once(facts: Sequence[NodeFacts]) -> int:
+    """Ray gives each joining host 30 s of wall time and takes some 3 s of CPU: on a shared machine a few at a time."""
+    if len({node.machine for node in facts}) == len(facts):
+        return len(facts)
+    return max(2, 2 * min(node.cpus for node in facts))
+
+
+def _publish(attempt: AttemptDir, config: Config, run_id: str, used: Sequence[ClusterHost], joins_at_once: int) -> None:
     """The files that the agents start from; launch.json last, for it is what they look for."""
     hosts = config.hosts
     write_hosts(attempt.hosts, used)
@@ -217,5 +224,6 @@ def _publish(attempt: AttemptDir, config: Config, run_id: str, used: Sequence[Cl
         port_span=hosts.port_span,
         object_store_bytes=int(hosts.object_store_gib * 2**30),
         bring_up_timeout_s=float(hosts.bring_up_timeout_s),
+        joins_at_once=joins_at_once,
     )
     write_launch(attempt.launch, launch)

@@ -14,6 +14,7 @@ from r1hpc.cluster.hosts import ClusterHost
 from r1hpc.cluster.launch import Launch
 from r1hpc.errors import BringUpError
 
+_JOINED = b"Ray runtime started"
 _SOCKET_PATH_LIMIT = 107
 _SOCKET_IN_TEMP = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _INHERITED = ("RAY_", "PMI", "PMIX_", "OMPI_", "PRTE_", "HYDRA_", "HYDI_", "MPI_LOCAL", "SUBMITIT_")
@@ -50,6 +51,14 @@ def start_command(launch: Launch, host: ClusterHost, temp_dir: Path) -> list[str
         role = ["--address", launch.ray_address]
     words = [f"--{name}={value}" for name, value in options.items()]
     return [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *role, *words]
+
+
+def has_joined(log: Path) -> bool:
+    """Whether `ray start`, whose output is in `log`, has said that its host is in Ray."""
+    try:
+        return _JOINED in log.read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def ray_environment(

@@ -87,6 +87,7 @@ def decide(facts: Facts) -> Decision:
 _REASONS = {
     "bad_node": "a node failed the preflight",
     "node_lost": "a node was lost",
+    "bring_up_failed": "Ray did not come up",
     "launch_failed": "srun could not start the tasks",
     "walltime": "the time limit is near",
     "preempted": "the job was asked to stop",
@@ -100,8 +101,10 @@ def _cause(facts: Facts) -> str:
         return "invalid"
     if facts.exit_code == exit_codes.PREFLIGHT_FAILED:
         return "bad_node"
-    if facts.exit_code in (exit_codes.NODE_LOST, exit_codes.BRING_UP_FAILED):
+    if facts.exit_code == exit_codes.NODE_LOST:
         return "node_lost"
+    if facts.exit_code == exit_codes.BRING_UP_FAILED:
+        return "bring_up_failed"
     if facts.exit_code == exit_codes.SRUN_LAUNCH_FAILED:
         return "launch_failed"
     # Slurm checks limits about every 30 s and may send the warning up to 60 s early.

@@ -1,6 +1,7 @@
 """The agents' roll call: every agent answers to the head's, so that each end of a lost node is noticed and named.
 
-A message is one JSON object: hello, beat, stop, failed from an agent; challenge, beat, start, outcome from the head.
+A message is one JSON object: hello, beat, joined, stop, failed from an agent; challenge, beat, join, outcome from the
+head.
 Neither end ever waits: both are polled by the agent's loop.
 """
 
@@ -44,6 +45,8 @@ class Absence:
 class Answers:
     """What the agents said since the last poll."""
 
+    joined: list[str] = field(default_factory=list)
+    """Agents whose host is in Ray now."""
     stops: list[str] = field(default_factory=list)
     """Stop requests, as `SIGTERM at node03`."""
     failures: list[Absence] = field(default_factory=list)
@@ -54,16 +57,19 @@ class Answers:
 class RollCall:
     """The head's end: who is there, who is lost, what they ask for."""
 
-    def __init__(self, address: tuple[str, int], expected: Sequence[str], secret: bytes) -> None:
+    def __init__(
+        self, address: tuple[str, int], expected: Sequence[str], secret: bytes, silence_s: float = SILENCE_S
+    ) -> None:
         """Listen on `address` for the agents named in `expected` (all but the head's own)."""
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._listener = socket.create_server(address, family=family, backlog=len(expected) + 16)
         self._listener.setblocking(False)
         self._secret = secret
+        self._silence_s = silence_s
         self._expected = list(expected)
         self._peers: list[_Peer] = []
         self._present: dict[str, _Peer] = {}
-        self._to_all: list[Message] = []
+        self._farewell: Message | None = None
         self._beaten = 0.0
 
     @property
@@ -86,15 +92,20 @@ class RollCall:
                 peer.channel.send({"beat": True})
         return answers
 
-    def tell_all(self, message: Message) -> None:
-        """Send to every agent, those that come later included."""
-        self._to_all.append(message)
-        for peer in self._present.values():
-            peer.channel.send(message)
+    @property
+    def present(self) -> list[str]:
+        """Agents that have answered, in the order expected."""
+        return [name for name in self._expected if name in self._present]
+
+    def tell(self, name: str, message: Message) -> None:
+        """Send to one agent that is present."""
+        self._present[name].channel.send(message)
 
     def dismiss(self, outcome: Outcome, deadline_s: float) -> list[str]:
         """Send the outcome and wait until every agent has left; returns those that did not."""
-        self.tell_all({"outcome": outcome.to_json()})
+        self._farewell = {"outcome": outcome.to_json()}
+        for name in self.present:
+            self.tell(name, self._farewell)
         deadline = time.monotonic() + deadline_s
         while self._present and time.monotonic() < deadline:
             self.poll()
@@ -120,6 +131,8 @@ class RollCall:
     def _take(self, peer: _Peer, message: Message, answers: Answers) -> None:
         if peer.name is None:
             self._admit(peer, message)
+        elif "joined" in message:
+            answers.joined.append(peer.name)
         elif "stop" in message:
             answers.stops.append(f"{message['stop']} at {peer.name}")
         elif "failed" in message:
@@ -133,11 +146,11 @@ class RollCall:
             return
         peer.name = str(name)
         self._present[peer.name] = peer
-        for waiting in self._to_all:
-            peer.channel.send(waiting)
+        if self._farewell is not None:  # too late for anything else
+            peer.channel.send(self._farewell)
 
     def _look_after(self, peer: _Peer, now: float, answers: Answers) -> None:
-        patience = _HELLO_S if peer.name is None else SILENCE_S
+        patience = _HELLO_S if peer.name is None else self._silence_s
         reason = "its agent is gone" if peer.channel.closed else f"silent for {patience:g} s"
         if now - peer.heard > patience:
             peer.channel.close()
@@ -152,8 +165,9 @@ class RollCall:
 class Attendance:
     """Another agent's end: answers the head, and notices when the head is gone."""
 
-    def __init__(self, address: tuple[str, int], name: str, secret: bytes) -> None:
+    def __init__(self, address: tuple[str, int], name: str, secret: bytes, silence_s: float = SILENCE_S) -> None:
         self._address = address
+        self._silence_s = silence_s
         self._name = name
         self._secret = secret
         self._channel: Channel | None = None
@@ -190,7 +204,7 @@ class Attendance:
         if self._channel.closed:
             return "its agent is gone"
         silence = time.monotonic() - self._heard
-        return f"silent for {silence:.0f} s" if silence > SILENCE_S else None
+        return f"silent for {silence:.0f} s" if silence > self._silence_s else None
 
     def send(self, message: Message) -> None:
         """Send to the head; goes nowhere before we are admitted."""

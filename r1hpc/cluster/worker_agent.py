@@ -8,11 +8,10 @@ from pathlib import Path
 from r1hpc import exit_codes
 from r1hpc.cluster.node import ROLL_CALL_S, TICK_S, Node
 from r1hpc.cluster.outcome import Outcome, nodes_lost
-from r1hpc.cluster.ray_command import ray_environment, start_command
+from r1hpc.cluster.ray_command import has_joined, ray_environment, start_command
 from r1hpc.cluster.rollcall import SILENCE_S, Attendance
 from r1hpc.cluster.supervisor import Exit, Supervisor
 
-_JOINED = b"Ray runtime started"
 _ATTEMPTS = 3
 """Ray gives a raylet 30 s, a constant of its own, which a loaded machine can miss."""
 _STOP_S = 5.0
@@ -29,6 +28,7 @@ class WorkerAgent:
         self._temp_dir = temp_dir
         self._environment = ray_environment(node.inherited, node.launch, node.host, node.attempt.secret, node.marks)
         self._joins = 0
+        self._joined = False
         self._sent = 0
         self._failed_at: float | None = None
         self._stopping_since: float | None = None
@@ -44,8 +44,11 @@ class WorkerAgent:
         for message in self._attendance.poll():
             if "outcome" in message:
                 return Outcome.from_json(message["outcome"])
-            if "start" in message:
+            if "join" in message:
                 self._join()
+        if self._joins and not self._joined and has_joined(self._supervisor.log("ray")):
+            self._joined = True
+            self._attendance.send({"joined": True})
         for end in self._supervisor.reap():
             self._take_exit(end)
         self._forward_stops()
@@ -58,9 +61,8 @@ class WorkerAgent:
 
     def _take_exit(self, end: Exit) -> None:
         """Ray ended here: try again if it never came up, else tell the head."""
-        came_up = _JOINED in end.log.read_bytes()
         in_time = time.monotonic() - self._started < self._node.launch.bring_up_timeout_s
-        if not came_up and self._joins < _ATTEMPTS and in_time:
+        if not has_joined(end.log) and self._joins < _ATTEMPTS and in_time:
             self._supervisor.stop_all()
             self._join()
             return

@@ -62,7 +62,9 @@ class _Lexer:
 
     def _operator(self, here: str) -> Token:
         heredoc = _HEREDOC.match(self._text, self._at)
-        if heredoc and not self._text.startswith("<<<", self._at):
+        if self._text.startswith("<<<", self._at):
+            self._advance(3)
+        elif heredoc:
             self._heredocs.append(heredoc["word"])
             self._advance(len(heredoc[0]))
         else:

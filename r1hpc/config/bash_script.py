@@ -95,7 +95,8 @@ class _Reader:
         first = words[0].text
         if first in ("source", "."):
             name = words[1].text if len(words) > 1 else ""
-            self._notice(words[0].line, f"source {name} is not read: import that file too if it sets flags")
+            rule = "the model comes from config.json, other flags of that file are missing here"
+            self._notice(words[0].line, f"source {name} is not read: {rule}")
         program = next((at for at, word in enumerate(words) if word.text.endswith(".py")), None)
         if program is not None and any(word.array for word in words[program:]):
             self._command = (words[program].text, words[program + 1 :])

@@ -11,7 +11,7 @@ import yaml
 
 from r1hpc.config.base import split_slice
 from r1hpc.config.schema import Config
-from r1hpc.config.yaml_core import CORE_SCHEMA
+from r1hpc.config.yaml_core import CORE_SCHEMA, PlainText
 
 HASHED_SECTIONS: Final = ("rollout", "perf", "grpo", "optimizer", "sglang", "megatron")
 """The sections that decide what is trained and how; of the others only run.seed is hashed."""
@@ -50,8 +50,16 @@ class _CoreDumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Quoted, so that what a reference becomes stays text and is not read as a number.
+    style = "'" if "${" in text and not isinstance(text, PlainText) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 for _tag, _pattern, _first in CORE_SCHEMA:
     _CoreDumper.add_implicit_resolver(_tag, _pattern, _first)
+for _type in (str, PlainText):
+    _CoreDumper.add_representer(_type, _represent_text)
 
 
 def _escaped(value: Any) -> Any:

@@ -20,7 +20,7 @@ from r1hpc.config.passed_through import MODEL_ARGUMENTS, check_passed_through
 from r1hpc.config.schema import Config
 from r1hpc.config.source import KeyPath, Layer, Origin
 from r1hpc.config.structure import section_fields
-from r1hpc.config.yaml_core import read_yaml, resolve_scalar
+from r1hpc.config.yaml_core import PlainText, read_yaml, resolve_scalar
 from r1hpc.errors import ConfigError
 
 _FLAG_SECTIONS = ("ckpt", "rollout", "eval", "perf", "grpo", "optimizer", "megatron")
@@ -59,7 +59,7 @@ def import_script(script: Path, base: Path | None) -> Imported:
     if variables:
         layer.put(("vars",), variables, layer.origin)
     merged = _over_base(layer, base)
-    notices = [*read.notices, *notices, *said, *unchecked, *_missing(merged)]
+    notices = [*read.notices, *notices, *map(str, said), *unchecked, *_missing(merged)]
     return Imported(_render(merged, script, notices), tuple(notices))
 
 
@@ -76,7 +76,7 @@ def _layer_of_flags(flags: Sequence[Flag], label: str) -> tuple[Layer, list[str]
         if name in MODEL_ARGUMENTS:
             model_arguments.append(f"--{flag.name}")
         elif path is None:
-            close = nearest(flag.name, [key.replace("_", "-") for key in keys])
+            close = nearest(flag.name, [key.replace("_", "-") for key in [*keys, *(megatron_fields() or ())]])
             hint = f"; did you mean --{close}?" if close else ""
             problems.append(f"{origin}: {flag.array}: --{flag.name}: unknown flag{hint}")
         elif flag.unread is not None:
@@ -129,9 +129,11 @@ def _put(layer: Layer, path: KeyPath, flag: Flag, origin: Origin, problems: list
 
 
 def _value(text: str, field: FieldInfo | None) -> Any:
-    """`text` as the field takes it: a name of digits stays text."""
+    """`text` as the field takes it: a name of digits stays text, also where a variable gives it."""
     takes_text = field is not None and (field.annotation is str or str in get_args(field.annotation))
-    return text if takes_text or "${" in text else resolve_scalar(text)
+    if "${" in text and not (takes_text and _VARIABLE.fullmatch(text)):
+        return PlainText(text)
+    return text if takes_text else resolve_scalar(text)
 
 
 def _used_variables(values: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from r1hpc.config.rules import RULES
 from r1hpc.config.schema import Config
 from r1hpc.config.sites import find_site
 from r1hpc.config.source import KeyPath, Layer, Problem, dotted
-from r1hpc.config.validate import about, shown, validate_sections
+from r1hpc.config.validate import shown, validate_sections
 from r1hpc.config.yaml_core import read_yaml
 from r1hpc.errors import ConfigError
 
@@ -52,35 +52,26 @@ def load_config(
     """
     path = Path(path)
     layers, problems = _read_layers(path, site, overrides)
-    if any(layer is None for layer in layers):
-        raise _error(problems)
-    merged, notices = _merge([layer for layer in layers if layer is not None], problems)
+    if not all(layer.readable for layer in layers):
+        raise _error(problems, layers)
+    merged, notices = _merge(layers, problems)
     notices += _shadowed(merged, environ)
     broken = _substitute(merged, environ, problems)
     sections = _validate(merged, broken, notices, problems)
     if problems:
-        raise _error(problems)
+        raise _error(problems, layers)
     sources = {dotted(key): str(origin) for key, origin in merged.origins.items()}
     return LoadedConfig(Config(**cast("dict[str, Any]", sections)), path, tuple(notices), sources)
 
 
-def _read_layers(path: Path, site: str | None, overrides: Sequence[str]) -> tuple[list[Layer | None], list[Problem]]:
-    """The layers from the lowest to the highest; None stands for a file whose text could not be read as YAML."""
-    files = [path]
-    problems: list[Problem] = []
-    layers: list[Layer | None] = []
-    if site is not None:
-        site_path, problems = find_site(site, path)
-        files += [site_path] if site_path is not None else []
-    for file in files:
-        layer, found = read_yaml(file, str(file))
+def _read_layers(path: Path, site: str | None, overrides: Sequence[str]) -> tuple[list[Layer], list[Problem]]:
+    """The layers from the lowest to the highest, and what is wrong with their texts."""
+    site_path, problems = find_site(site, path) if site is not None else (None, [])
+    files = [path] if site_path is None else [path, site_path]
+    read = [*(read_yaml(file, str(file)) for file in files), *map(read_override, overrides)]
+    for _, found in read:
         problems += found
-        layers.append(layer if layer.values or not found else None)
-    for override in overrides:
-        layer, found = read_override(override)
-        problems += found
-        layers.append(layer)
-    return layers, problems
+    return [layer for layer, _ in read], problems
 
 
 def _merge(layers: Sequence[Layer], problems: list[Problem]) -> tuple[Layer, list[str]]:
@@ -90,7 +81,7 @@ def _merge(layers: Sequence[Layer], problems: list[Problem]) -> tuple[Layer, lis
     for layer in layers:
         # Before the merge, so that an older name in a site file overrides the newer one in the file below it.
         said, found = modernize(layer)
-        notices += said
+        notices += map(str, said)
         problems += found
         merged.overlay(layer)
     resolve_references(merged)
@@ -127,8 +118,9 @@ def _validate(
     for rule in RULES:
         if set(rule.sections) <= sections.keys():
             for told in rule.check(partial):
-                key = tuple(told.key.split("."))
-                problems.append(Problem(merged.where(key), told.text, about(merged, key)))
+                section, _, name = told.key.partition(".")
+                value = getattr(sections[section], name)  # not as written: it may be the default that breaks the rule
+                problems.append(Problem(merged.where((section, name)), told.text, f"{told.key} = {shown(value)}"))
     return sections
 
 
@@ -141,14 +133,17 @@ def _shadowed(merged: Layer, environ: Mapping[str, str]) -> list[str]:
         if isinstance(text, str)
         and "${" not in text
         and environ.get(name, text) != text
-        and not str(merged.where(("vars", name))).startswith("--set")
+        and not merged.where(("vars", name)).is_override
     ]
 
 
-def _error(problems: Iterable[Problem]) -> ConfigError:
-    """The problems in the order of the text: a person puts them right from the top down."""
-    labels: dict[str, int] = {}
-    for problem in problems:
-        labels.setdefault(problem.origin.label, len(labels))
-    ordered = sorted(problems, key=lambda problem: (labels[problem.origin.label], problem.origin.line or 0))
-    return ConfigError([str(problem) for problem in ordered])
+def _error(problems: Iterable[Problem], layers: Sequence[Layer]) -> ConfigError:
+    """The problems in the order of the layers and of their lines: a person puts them right from the top down."""
+    labels = [layer.origin.label for layer in layers]
+
+    def place(problem: Problem) -> tuple[int, int]:
+        # What belongs to no layer is about the command line itself, and comes first.
+        label = problem.origin.label
+        return labels.index(label) if label in labels else -1, problem.origin.line or 0
+
+    return ConfigError([str(problem) for problem in sorted(problems, key=place)])

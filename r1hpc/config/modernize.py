@@ -7,13 +7,13 @@ from collections.abc import Collection
 
 from r1hpc.config.aliases import ANY, VALUE_ALIASES, WRITTEN, Alias, SameAs, aliases_by_key
 from r1hpc.config.schema import Config
-from r1hpc.config.source import KeyPath, Layer, Origin, Problem, dotted
+from r1hpc.config.source import KeyPath, Layer, Notice, Origin, Problem, dotted
 from r1hpc.config.structure import section_fields
 
 
-def modernize(layer: Layer) -> tuple[list[str], list[Problem]]:
-    """Rewrite `layer` in place; return the notices and what could not be accepted."""
-    notices: list[str] = []
+def modernize(layer: Layer) -> tuple[list[Notice], list[Problem]]:
+    """Rewrite `layer` in place; return the notices, in the order of the text, and what could not be accepted."""
+    notices: list[Notice] = []
     problems: list[Problem] = []
     aliases = aliases_by_key()
     for section in [name for name in Config.model_fields if isinstance(layer.values.get(name), dict)]:
@@ -23,7 +23,7 @@ def modernize(layer: Layer) -> tuple[list[str], list[Problem]]:
             if alias is not None:
                 _replace(layer, (section, name), alias, notices, problems)
     notices += _replace_values(layer)
-    return notices, problems
+    return sorted(notices, key=lambda notice: notice.origin.line or 0), problems
 
 
 def resolve_references(layer: Layer) -> None:
@@ -34,7 +34,7 @@ def resolve_references(layer: Layer) -> None:
                 layer.values[section][name] = _value_or_default(layer, tuple(value.key.split(".")))
 
 
-def _respell(layer: Layer, section: str, aliases: Collection[str]) -> list[str]:
+def _respell(layer: Layer, section: str, aliases: Collection[str]) -> list[Notice]:
     """Read --save-interval, save-interval, SAVE_INTERVAL and sglang_dp_size (in sglang) as the keys they mean."""
     notices = []
     for name in list(layer.values[section]):
@@ -45,7 +45,7 @@ def _respell(layer: Layer, section: str, aliases: Collection[str]) -> list[str]:
             continue
         value, origin = layer.pop((section, name))
         layer.put((section, plain), value, origin)
-        notices.append(f"{origin}: {section}.{name} is read as {plain}")
+        notices.append(Notice(origin, f"{section}.{name} is read as {plain}"))
     return notices
 
 
@@ -55,18 +55,20 @@ def plain_name(name: str, section: str) -> str:
     return plain.removeprefix("sglang_") if section == "sglang" else plain
 
 
-def _replace(layer: Layer, old: KeyPath, alias: Alias, notices: list[str], problems: list[Problem]) -> None:
+def _replace(layer: Layer, old: KeyPath, alias: Alias, notices: list[Notice], problems: list[Problem]) -> None:
     value, origin = layer.pop(old)
     if alias.only is True and value is False and alias.sets:
-        notices.append(f"{origin}: {dotted(old)} = false has no effect: leave it out")
+        notices.append(Notice(origin, f"{dotted(old)} = false has no effect: leave it out"))
     elif alias.only is not ANY and (value != alias.only or isinstance(value, bool) != isinstance(alias.only, bool)):
         rule = f"only {json.dumps(alias.only)} is accepted" + (f": {alias.why}" if alias.why else "")
         problems.append(Problem(origin, rule, f"{dotted(old)} = {json.dumps(value, default=str)}"))
     elif not alias.sets:
-        notices.append(f"{origin}: {dotted(old)} is accepted without effect: {alias.why}")
+        notices.append(Notice(origin, f"{dotted(old)} is accepted without effect: {alias.why}"))
     else:
         said = [_set(layer, tuple(key.split(".")), new, value, origin) for key, new in alias.sets.items()]
-        notices.append(f"{origin}: {dotted(old)} is an older name: {', '.join(filter(None, said)) or 'nothing new'}")
+        notices.append(
+            Notice(origin, f"{dotted(old)} is an older name: {', '.join(filter(None, said)) or 'nothing new'}")
+        )
 
 
 def _set(layer: Layer, path: KeyPath, new: object, written: object, origin: Origin) -> str:
@@ -84,14 +86,14 @@ def _said(new: object) -> str:
     return new.key.rpartition(".")[2] if isinstance(new, SameAs) else json.dumps(new).strip('"')
 
 
-def _replace_values(layer: Layer) -> list[str]:
+def _replace_values(layer: Layer) -> list[Notice]:
     notices = []
     for (key, old), new in VALUE_ALIASES.items():
         path = tuple(key.split("."))
         if layer.value_at(path) == old:
             origin = layer.where(path)
             layer.put(path, new, origin)
-            notices.append(f"{origin}: {key} = {old} is an older name: read as {new}")
+            notices.append(Notice(origin, f"{key} = {old} is an older name: read as {new}"))
     return notices
 
 

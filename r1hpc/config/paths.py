@@ -49,6 +49,11 @@ def _rewrite(layer: Layer, key: KeyPath, change: Callable[[str], str]) -> None:
         layer.put(key, change(value), layer.where(key))
 
 
+def _is_readable(path: str) -> bool:
+    # Not Path.is_file(), which raises where a directory on the way is closed.
+    return os.path.isfile(path) and os.access(path, os.R_OK)
+
+
 def _absolute(text: str) -> str:
     # Not Path.resolve(): a link to the newest copy must stay a link in the run's configuration.
     return os.path.abspath(Path(text).expanduser())
@@ -70,11 +75,11 @@ def _find(
         return
     origin = layer.where(key)
     candidates = list(dict.fromkeys(_absolute(str(place / Path(value).expanduser())) for place in places(origin)))
-    found = next((candidate for candidate in candidates if Path(candidate).is_file()), None)
+    found = next((candidate for candidate in candidates if _is_readable(candidate)), None)
     if found is not None:
         layer.put(key, found, origin)
     else:
-        rule = f"no such file; looked for {', '.join(candidates)}"
+        rule = f"no readable file; looked for {', '.join(candidates)}"
         problems[key] = Problem(origin, rule, f"{dotted(key)} = {value}")
 
 

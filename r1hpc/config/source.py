@@ -31,6 +31,17 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """One thing to know, and where it comes from."""
+
+    origin: Origin
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.text}"
+
+
+@dataclass(frozen=True)
 class Problem:
     """One thing to put right, and where."""
 
@@ -52,6 +63,8 @@ class Layer:
     origin: Origin
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
+    readable: bool = True
+    """False for a file that is absent or not YAML: it is unknown what it would have said."""
 
     def where(self, path: KeyPath) -> Origin:
         """The origin of `path`, or of the innermost section around it that was written."""

@@ -50,7 +50,10 @@ def field_words(field: FieldInfo) -> str:
 def key_words(path: Sequence[str]) -> str:
     """What the key at `path` takes; below a field, what an item of that field takes."""
     field = section_fields(path[0])[path[1]]
-    return field_words(field) if len(path) == 2 else type_words(get_args(field.annotation)[-1])
+    if len(path) == 2:
+        return field_words(field)
+    *_, item = (arg for arg in get_args(field.annotation) if arg is not Ellipsis)
+    return type_words(item)
 
 
 def type_words(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
@@ -68,8 +71,6 @@ def type_words(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         return f"{words}, or null" if type(None) in get_args(annotation) else words
     if origin is Literal:
         return " or ".join(str(choice) for choice in get_args(annotation))
-    if annotation is Ellipsis:
-        return "text"
     if origin is tuple:
         return f"list of {type_words(get_args(annotation)[0])}"
     if origin is dict:

@@ -57,9 +57,9 @@ def read_yaml(path: Path, label: str) -> tuple[Layer, list[Problem]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        return Layer(origin), [Problem(origin, f"cannot be read: {error.strerror}")]
+        return Layer(origin, readable=False), [Problem(origin, f"cannot be read: {error.strerror}")]
     except UnicodeDecodeError as error:
-        return Layer(origin), [
+        return Layer(origin, readable=False), [
             Problem(origin, f"is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}")
         ]
     return parse_yaml(text, origin)
@@ -70,10 +70,10 @@ def parse_yaml(text: str, origin: Origin) -> tuple[Layer, list[Problem]]:
     try:
         node = _compose(text)
     except yaml.YAMLError as error:
-        return Layer(origin), [_syntax_problem(error, origin)]
+        return Layer(origin, readable=False), [_syntax_problem(error, origin)]
     if not isinstance(node, yaml.MappingNode):
         kind = "is empty" if node is None else "holds no mapping"
-        return Layer(origin), [Problem(origin, f"{kind}: write sections such as run:, hosts:, ckpt:")]
+        return Layer(origin, readable=False), [Problem(origin, f"{kind}: write sections such as run:, hosts:, ckpt:")]
     reader = _NodeReader(Layer(origin))
     reader.layer.values = reader.mapping(node, ())
     return reader.layer, reader.problems

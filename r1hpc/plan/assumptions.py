@@ -56,6 +56,8 @@ class Assumptions:
     """World size above which process groups are destroyed while the trainer sleeps."""
     host_process_bytes: int
     """Host memory of one trainer or engine process: libraries, pinned staging, Python. Our estimate."""
+    host_services_bytes: int
+    """Host memory of a node's raylet, its agents and our node agent. Our estimate."""
     host_io_bytes: int
     """Host memory of one GPU's checkpoint reader or writer while it streams. Our budget for it."""
     step_margin_s: int
@@ -86,6 +88,7 @@ H100 = Assumptions(
     trainer_groups_bytes=13 * GB,
     rebuild_groups_above=16,
     host_process_bytes=4 * GB,
+    host_services_bytes=int(0.3 * GB),
     host_io_bytes=2 * GB,
     step_margin_s=120,
     peak_flops=989e12,
@@ -107,6 +110,7 @@ REHEARSAL = Assumptions(
     trainer_groups_bytes=0,
     rebuild_groups_above=16,
     host_process_bytes=0,  # the logical slots already count them
+    host_services_bytes=int(0.3 * GB),
     host_io_bytes=0,
     step_margin_s=30,
     peak_flops=None,

@@ -13,16 +13,6 @@ from r1hpc.plan.parameters import FP8, ModelModules
 
 
 @dataclass(frozen=True)
-class Alternative:
-    """The KV cache of an engine with other settings."""
-
-    settings: str
-    tokens_per_engine: int
-    tokens_per_request: int
-    """Of a request, when the configured concurrency is running."""
-
-
-@dataclass(frozen=True)
 class EnginePlan:
     """One engine; all are alike."""
 
@@ -117,30 +107,6 @@ def static_bytes(config: Config, device: Assumptions, fraction: float) -> int:
     """
     free = usable_gpu_bytes(config, device) - device.engine_process_bytes - device.engine_groups_bytes
     return int(fraction * free)
-
-
-def engine_alternatives(
-    config: Config, shape: ModelShape, modules: ModelModules, device: Assumptions
-) -> tuple[Alternative, ...]:
-    """What more attention ranks would hold at the configured mem_fraction_static and at 0.7.
-
-    The MLA cache lies whole on every GPU of an attention rank: one GPU a rank stores each token once, at the price of
-    the attention weights whole on every GPU.
-    """
-    gpus = config.sglang.rollout_num_gpus_per_engine
-    if not config.sglang.enable_dp_attention:
-        return ()
-    fractions = sorted({config.sglang.mem_fraction_static, 0.7})
-    current = (config.sglang.dp_size, config.sglang.mem_fraction_static)
-    found = []
-    for dp_size in sorted({config.sglang.dp_size, gpus}):
-        for fraction in fractions:
-            if (dp_size, fraction) == current or fraction < config.sglang.mem_fraction_static:
-                continue
-            engine = make_engine(config, shape, modules, device, dp_size=dp_size, mem_fraction=fraction)
-            settings = f"sglang.dp_size {dp_size}, mem_fraction_static {fraction:g}"
-            found.append(Alternative(settings, engine.kv_tokens_per_engine, engine.tokens_per_request))
-    return tuple(found)
 
 
 def _kv_tokens(config: Config, device: Assumptions, measured: int) -> int:

@@ -93,7 +93,6 @@ def make_phases(
 ) -> tuple[Phase, ...]:
     """The phases train, rollout and sync."""
     limit = gpu_limit_bytes(config, device)
-    engine_parts = _engine_parts(engine, device)
     train, rollout, sync = [], [], []
     for stage in stages:
         model = model_parts(config, stage, topology)
@@ -104,9 +103,16 @@ def make_phases(
             MemoryPart("trainer process", device.context_bytes, "CUDA context" if device.sleeps else "libraries"),
         )
         train.append(MemoryUse(parts(*awake, *_engine_asleep(engine, device)), limit))
-        rollout.append(MemoryUse(parts(*engine_parts, *_trainer_asleep(model, topology, device)), limit))
+        rollout.append(MemoryUse(rollout_parts(engine, model, topology, device), limit))
         sync.append(MemoryUse(_sync_parts(model, topology, engine, device), limit))
     return Phase("train", tuple(train)), Phase("rollout", tuple(rollout)), Phase("sync", tuple(sync))
+
+
+def rollout_parts(
+    engine: EnginePlan, model: tuple[MemoryPart, ...], topology: Topology, device: Assumptions
+) -> tuple[MemoryPart, ...]:
+    """What lies on a GPU while an engine runs; `model` counts only where a sleeping trainer keeps its memory."""
+    return parts(*_engine_parts(engine, device), *_trainer_asleep(model, topology, device))
 
 
 def _engine_parts(engine: EnginePlan, device: Assumptions) -> tuple[MemoryPart, ...]:

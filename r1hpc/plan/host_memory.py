@@ -78,6 +78,7 @@ def _host(
         MemoryPart(
             "processes", 2 * topology.gpus_per_node * device.host_process_bytes, "a trainer and an engine a GPU"
         ),
+        MemoryPart("Ray and agents", device.host_services_bytes, "raylet, its agents, the node agent"),
         MemoryPart("checkpoint streams", topology.gpus_per_node * device.host_io_bytes, "one a GPU"),
         MemoryPart("logical slots", _slot_bytes(phases, copies, device), "the GPU memory of a rehearsal"),
     )

@@ -21,9 +21,10 @@ def split_layers(num_layers: int, stages: int, first: int | None, last: int | No
     middle = stages - (first is not None) - (last is not None)
     rest = num_layers - fixed
     given = "".join(f" - {name}({count})" for name, count in (("first", first), ("last", last)) if count)
-    arithmetic = f"{num_layers} layers{given} = {rest}, which {middle} {'other ' if given else ''}stages cannot share"
+    left = f"{given} = {rest}" if given else ""
+    arithmetic = f"{num_layers} layers{left} cannot be shared evenly by {middle} {'other ' if given else ''}stages"
     if rest < middle or (middle == 0 and rest != 0) or (middle and rest % middle):
-        raise ValueError(f"{arithmetic} evenly{_nearest_last(num_layers, stages, first)}")
+        raise ValueError(f"{arithmetic}{_nearest_last(num_layers, stages, first)}")
     counts = [rest // middle] * middle if middle else []
     return (*([] if first is None else [first]), *counts, *([] if last is None else [last]))
 

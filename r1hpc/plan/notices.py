@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from r1hpc.config import Config
+from r1hpc.plan.alternatives import Alternative
 from r1hpc.plan.assumptions import MAX_SIGNAL_LEAD_S
 from r1hpc.plan.batches import Batches
-from r1hpc.plan.engine import Alternative, EnginePlan
+from r1hpc.plan.engine import EnginePlan
 from r1hpc.plan.host_memory import HostMemory, has_reference
 from r1hpc.plan.times import TimePlan
 from r1hpc.plan.topology import Topology

@@ -8,10 +8,11 @@ from typing import Literal
 
 from r1hpc.config import Config
 from r1hpc.errors import PlanError
+from r1hpc.plan.alternatives import Alternative, engine_alternatives
 from r1hpc.plan.assumptions import Assumptions, assumptions_for
 from r1hpc.plan.batches import Batches, make_batches
 from r1hpc.plan.dispatch import Dispatch, make_dispatch
-from r1hpc.plan.engine import Alternative, EnginePlan, engine_alternatives, make_engine
+from r1hpc.plan.engine import EnginePlan, make_engine
 from r1hpc.plan.engine_problems import engine_problems
 from r1hpc.plan.fit import fit_problems
 from r1hpc.plan.gpu_memory import Phase, make_phases, trainer_asleep_bytes
@@ -193,7 +194,7 @@ def _plan(config: Config, shape: ModelShape, device: Assumptions, num_prompts: i
     storage = make_storage(config, shape, modules)
     iteration = iteration_time(config, shape, batches, topology.world_size, device)
     times = make_times(config, storage, hosts, topology.world_size, iteration, device)
-    alternatives = engine_alternatives(config, shape, modules, device)
+    alternatives = engine_alternatives(config, shape, modules, topology, device)
     return Plan(
         name=config.run.name,
         device=config.hosts.device,

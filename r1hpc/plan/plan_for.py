@@ -23,32 +23,46 @@ def plan_for(loaded: LoadedConfig, *, model: Path | None = None, num_prompts: in
 
 def _configured_shape(loaded: LoadedConfig) -> ModelShape:
     """The shape in ckpt.hf_checkpoint, or in ckpt.hf_config while the checkpoint is not on disk."""
-    ckpt = loaded.config.ckpt
-    stored = Path(ckpt.hf_checkpoint) / "config.json"
-    if ckpt.hf_config is None:
-        if not stored.is_file():
-            raise PlanError(
-                [
-                    f"{loaded.where('ckpt.hf_checkpoint')}: {stored} is not there;"
-                    " fetch the checkpoint, or give its config.json as ckpt.hf_config"
-                ]
-            )
-        return read_model_shape(stored)
-    given = read_model_shape(Path(ckpt.hf_config))
-    if not stored.is_file():
-        return given
-    shape = read_model_shape(stored)
+    given = loaded.config.ckpt.hf_config
+    stored = _stored(loaded)
+    if stored is not None:
+        shape = read_model_shape(stored)
+        if given is not None:
+            _check_same_model(loaded, Path(given), stored, shape)
+        return shape
+    if given is not None:
+        return read_model_shape(Path(given))
+    raise _refusal(
+        loaded,
+        "ckpt.hf_checkpoint",
+        f"{loaded.config.ckpt.hf_checkpoint} holds no config.json; fetch the checkpoint, or give ckpt.hf_config",
+    )
+
+
+def _stored(loaded: LoadedConfig) -> Path | None:
+    """The checkpoint's config.json; None while it is not on disk."""
+    directory = loaded.config.ckpt.hf_checkpoint
+    path = Path(directory) / "config.json"
+    try:
+        return path if path.is_file() else None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        text = f"ckpt.hf_checkpoint = {directory}: {reason}; give a directory that this user can read"
+        raise _refusal(loaded, "ckpt.hf_checkpoint", text) from error
+
+
+def _check_same_model(loaded: LoadedConfig, given: Path, stored: Path, shape: ModelShape) -> None:
+    """Refuse a ckpt.hf_config of another model. How the weights are stored may differ: what is on disk says that."""
+    other = read_model_shape(given)
     differences = [
-        f"{field.name} {getattr(given, field.name)} against {getattr(shape, field.name)}"
+        f"{field.name} {getattr(other, field.name)} against {getattr(shape, field.name)}"
         for field in fields(ModelShape)
-        # The bf16 copy of a checkpoint is the same model: what is on disk says how it is stored.
-        if field.name != "fp8_block" and getattr(given, field.name) != getattr(shape, field.name)
+        if field.name != "fp8_block" and getattr(other, field.name) != getattr(shape, field.name)
     ]
     if differences:
-        raise PlanError(
-            [
-                f"{loaded.where('ckpt.hf_config')}: {ckpt.hf_config} is not the model in {stored}:"
-                f" {', '.join(differences)}; leave hf_config out"
-            ]
-        )
-    return shape
+        text = f"{given} is not the model in {stored}: {', '.join(differences)}; leave hf_config out"
+        raise _refusal(loaded, "ckpt.hf_config", text)
+
+
+def _refusal(loaded: LoadedConfig, key: str, text: str) -> PlanError:
+    return PlanError([f"{loaded.where(key)}: {text}"])

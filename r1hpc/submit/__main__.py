@@ -6,7 +6,8 @@ import argparse
 import sys
 
 from r1hpc.errors import R1hpcError
-from r1hpc.submit.command import Options, submit
+from r1hpc.submit.command import submit
+from r1hpc.submit.order import Options
 from r1hpc.submit.stages import BY_NAME
 
 
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--prepare", action="store_true", help="write the run directory, print its path, submit nothing"
     )
+    parser.add_argument("--again", action="store_true", help="with --prepare: for a restarted job, keeps its ledger")
     parser.add_argument("--wait", action="store_true", help="follow the jobs until all of them have ended")
     parser.add_argument("--wait-timeout", type=float, metavar="SECONDS", help="stop following after this long")
     parser.add_argument("--cluster", choices=("auto", "slurm", "local"), default="auto")

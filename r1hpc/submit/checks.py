@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from r1hpc.cluster.nodeset import expand
 from r1hpc.cluster.slurm import QueuedJob, SlurmClient
 from r1hpc.config import Config
 from r1hpc.errors import ClusterError, SubmitError
@@ -101,6 +102,22 @@ def node_names_of(hosts: Sequence[str], client: SlurmClient, where: str) -> list
             "scontrol show node); write the NodeNames"
         )
     return [known[host] for host in hosts]
+
+
+def choose_hosts(hosts: Sequence[str], config: Config) -> list[str]:
+    """The first num_nodes of a hostfile's hosts that slurm.exclude leaves; more lines are spares; [] stays [].
+
+    Raises SubmitError when too few are left: a node that is asked for and excluded would pend for ever.
+    """
+    excluded = set(expand(config.slurm.exclude)) if config.slurm.exclude else set()
+    left = [host for host in hosts if host not in excluded]
+    if hosts and len(left) < config.hosts.num_nodes:
+        raise SubmitError(
+            f"hosts.hostfile = {config.hosts.hostfile}: {len(hosts)} hosts, {len(hosts) - len(left)} of them in "
+            f"slurm.exclude = {config.slurm.exclude}: {len(left)} are left for hosts.num_nodes = "
+            f"{config.hosts.num_nodes}; add spare lines or exclude fewer"
+        )
+    return left[: config.hosts.num_nodes]
 
 
 def _directory(key: str, value: str) -> list[str]:

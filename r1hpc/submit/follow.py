@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ _ENDED = frozenset(
     ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "VANISHED")
 )
 """Slurm's final states, and our own word for a job that Slurm has forgotten. PREEMPTED is none: the job comes back."""
+
+
+_STUCK = re.compile(r"held|DependencyNeverSatisfied", re.IGNORECASE)
 
 
 @dataclass
@@ -50,6 +54,8 @@ class JobView:
 
     states: tuple[str, ...]
     detail: str
+    stuck: str | None = None
+    """Why an element will never run without a person: held, or waiting for what cannot come."""
 
     @property
     def summary(self) -> str:
@@ -101,7 +107,7 @@ def follow(
             for line in tail.new_lines(_logs(jobs, directory)):
                 say(f"  | {line}")
             return _verdict(jobs, views, directory)
-        _refuse_held(jobs, views, directory)
+        _refuse_stuck(jobs, views, directory)
         if deadline_s is not None and now - started > deadline_s:
             states = ", ".join(f"{job.stage} {job.job_id}: {shown[job.job_id]}" for job in jobs)
             raise SubmitError(f"not finished after {deadline_s:.0f} s, the jobs go on: {states}")
@@ -116,7 +122,8 @@ def _view(records: list[dict[str, str]], before: JobView | None) -> JobView:
     reason, nodes = records[0].get("Reason", "None"), records[0].get("NodeList", "(null)")
     detail = f" ({reason})" if reason != "None" else ""
     detail += f" on {nodes}" if nodes != "(null)" else ""
-    return JobView(states, detail)
+    reasons = [record.get("Reason", "None") for record in records]
+    return JobView(states, detail, next((text for text in reasons if _STUCK.search(text)), None))
 
 
 def _logs(jobs: Sequence[SubmittedJob], directory: RunDir) -> list[Path]:
@@ -126,18 +133,20 @@ def _logs(jobs: Sequence[SubmittedJob], directory: RunDir) -> list[Path]:
 
 
 def _verdict(jobs: Sequence[SubmittedJob], views: dict[str, JobView], directory: RunDir) -> None:
+    if directory.done.exists():
+        return  # in a chain, also when some of its jobs were preempted
     bad = [job for job in jobs if set(views[job.job_id].states) != {"COMPLETED"}]
     if bad:
         lines = [f"{job.stage} {job.job_id}: {views[job.job_id].summary}" for job in bad]
         raise SubmitError("\n".join([*lines, f"logs: {directory.logs}"]))
 
 
-def _refuse_held(jobs: Sequence[SubmittedJob], views: dict[str, JobView], directory: RunDir) -> None:
+def _refuse_stuck(jobs: Sequence[SubmittedJob], views: dict[str, JobView], directory: RunDir) -> None:
     for job in jobs:
         view = views.get(job.job_id)
-        if view and ("JobHeld" in view.detail or "requeued_held" in view.detail or "DependencyNever" in view.detail):
+        if view and view.stuck:
             raise SubmitError(
-                f"{job.stage} {job.job_id}: {view.summary}; the reason is at the end of {directory.logs}; "
+                f"{job.stage} {job.job_id}: {view.summary}: {view.stuck}; why, the logs in {directory.logs} say; "
                 f"after mending it: scontrol release {job.job_id}"
             )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from submitit.core.core import Job
 from submitit.local.local import LocalExecutor
 
 from r1hpc.config import Config, load_config
@@ -86,7 +87,8 @@ def _job_of(stage: Stage) -> Callable[..., Callable[[], Any]]:
 def _run_tasks(name: str, tasks: list[Callable[[], Any]], parallel: int, minutes: int, folder: Path) -> None:
     executor = LocalExecutor(folder=folder)
     executor.update_parameters(timeout_min=minutes, stderr_to_stdout=True)
-    waiting, running = list(enumerate(tasks)), []
+    waiting = list(enumerate(tasks))
+    running: list[tuple[int, Job[Any]]] = []
     finished = 0
     try:
         while waiting or running:

@@ -36,9 +36,9 @@ class JobRequest:
     """NodeNames asked for by name; empty leaves the choice to Slurm."""
 
 
-def job_name(config: Config, stage: str) -> str:
-    """The name that squeue shows; singleton chains serialise by it."""
-    return f"r1hpc-{config.run.name}-{stage}"
+def job_name(run_id: str, stage: str) -> str:
+    """The name that squeue shows; a singleton chain serialises by it, so it must be this run's alone."""
+    return f"r1hpc-{run_id}-{stage}"
 
 
 def array_parameters(config: Config, request: JobRequest) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _common(config: Config, request: JobRequest) -> dict[str, Any]:
     additional |= {"switches": slurm.switches} if slurm.switches else {}
     additional |= {"nice": slurm.nice} if slurm.nice is not None else {}
     parameters = {
-        "job_name": job_name(config, request.stage),
+        "job_name": job_name(request.run_id, request.stage),
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,

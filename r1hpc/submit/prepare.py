@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +50,18 @@ def locked(directory: RunDir) -> Iterator[None]:
         yield
 
 
-def prepare(config: Config, plan: Plan, signal_lead_s: int, restart: str) -> PreparedRun:
+def known_run_id(directory: RunDir) -> str | None:
+    """The id of the run that lives in the directory already."""
+    return _read(directory.run).get("run_id")
+
+
+def prepare(
+    config: Config, plan: Plan, restart: str, *, again: bool = False, pinned: Sequence[str] = ()
+) -> PreparedRun:
     """Write run.json, config.yaml, plan.json and plan.txt; an existing run keeps its id.
 
+    pinned: NodeNames of the hostfile in its order, spares included; a requeue chooses anew from them.
+    again: for the restart of a job, not a new submit: attempts that failed before still count against run.max_crashes.
     Raises SubmitError when the directory cannot be written.
     """
     directory = run_directory(config)
@@ -60,7 +69,7 @@ def prepare(config: Config, plan: Plan, signal_lead_s: int, restart: str) -> Pre
         _make(folder)
     known = _read(directory.run)
     digest = config_hash(config)
-    notices = ()
+    notices: tuple[str, ...] = ()
     if known and known["config_hash"] != digest:
         kept = directory.root / f"config.{known['config_hash']}.yaml"
         os.replace(directory.config, kept)
@@ -70,12 +79,17 @@ def prepare(config: Config, plan: Plan, signal_lead_s: int, restart: str) -> Pre
         "run_id": run_id,
         "name": config.run.name,
         "created": known.get("created", time.time()),
+        "submitted": known["submitted"] if again and known else time.time(),
         "config_hash": digest,
         "version": r1hpc.__version__,
         "restart": restart,
         "max_crashes": config.run.max_crashes,
-        "signal_lead_s": signal_lead_s,
+        "signal_lead_s": plan.signal_lead_s,
+        "pinned": list(pinned) or (known.get("pinned", []) if again else []),
+        "num_nodes": config.hosts.num_nodes,
     }
+    if not again:
+        directory.hold.unlink(missing_ok=True)
     publish_text(directory.config, dump_config(config))
     publish_json(directory.plan, plan_to_json(plan))
     publish_text(directory.plan_text, render_plan(plan) + "\n")

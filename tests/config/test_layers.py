@@ -124,9 +124,7 @@ def test_a_variable_that_hides_another_value_of_the_environment_is_noticed(write
         ("vars: 3\n", ["config.yaml:19: vars = 3: is a section of names and texts"]),
     ],
 )
-def test_a_reference_without_a_value_is_one_problem(
-    write_config: WriteConfig, text: str, problems: list[str]
-) -> None:
+def test_a_reference_without_a_value_is_one_problem(write_config: WriteConfig, text: str, problems: list[str]) -> None:
     assert errors_of(write_config(text, append=True), environ={"BASE_DIR": "/d", "HOME": "/h"}) == problems
 
 

@@ -36,12 +36,12 @@ def test_the_recipes_older_flags_mean_todays_values(write_config: WriteConfig) -
     assert megatron.moe_flex_dispatcher_backend == "deepep"
     assert loaded.notices == (
         "config.yaml:21: sglang.sglang_enable_ep_moe is read as enable_ep_moe",
-        "config.yaml:23: sglang.sglang-mem-fraction-static is read as mem_fraction_static",
         "config.yaml:21: sglang.enable_ep_moe is an older name: read as sglang.ep_size = rollout_num_gpus_per_engine",
         "config.yaml:22: sglang.enable_deepep_moe is an older name: read as sglang.moe_a2a_backend = deepep",
-        "config.yaml:26: megatron.--attention-dropout is read as attention_dropout",
+        "config.yaml:23: sglang.sglang-mem-fraction-static is read as mem_fraction_static",
         "config.yaml:25: megatron.moe_enable_deepep is an older name: "
         "read as megatron.moe_token_dispatcher_type = flex, read as megatron.moe_flex_dispatcher_backend = deepep",
+        "config.yaml:26: megatron.--attention-dropout is read as attention_dropout",
     )
     assert loaded.where("sglang.ep_size") == "config.yaml:21"
 
@@ -70,7 +70,8 @@ def test_a_file_that_gives_both_names_means_the_newer_one(write_config: WriteCon
     loaded = load_config(write_config(text, append=True), environ={})
     assert loaded.config.sglang.ep_size == 2
     assert loaded.notices == (
-        "config.yaml:22: sglang.enable_ep_moe is an older name: sglang.ep_size, which config.yaml:20 sets itself, is taken",
+        "config.yaml:22: sglang.enable_ep_moe is an older name: "
+        "sglang.ep_size, which config.yaml:20 sets itself, is taken",
     )
 
 
@@ -86,17 +87,17 @@ def test_what_has_no_effect_is_said(write_config: WriteConfig) -> None:
     text += "convert:\n  tensor_model_parallel_size: 1\nsglang:\n  enable_deepep_moe: false\n"
     loaded = load_config(write_config(text, append=True), environ={})
     assert loaded.notices == (
-        "config.yaml:24: perf.micro-batch-size is read as micro_batch_size",
-        "config.yaml:24: perf.micro_batch_size is accepted without effect: "
-        "micro-batches are packed to max_tokens_per_gpu",
-        "config.yaml:28: sglang.enable_deepep_moe = false has no effect: leave it out",
-        "config.yaml:22: megatron.moe_grouped_gemm is accepted without effect: "
-        "experts are always computed as one grouped product",
         "config.yaml:20: cast.MP_PP0_LAYERS is read as mp_pp0_layers",
         "config.yaml:20: cast.mp_pp0_layers is accepted without effect: "
         "only Pai-Megatron-Patch's older converters read it, the cast never did",
+        "config.yaml:22: megatron.moe_grouped_gemm is accepted without effect: "
+        "experts are always computed as one grouped product",
+        "config.yaml:24: perf.micro-batch-size is read as micro_batch_size",
+        "config.yaml:24: perf.micro_batch_size is accepted without effect: "
+        "micro-batches are packed to max_tokens_per_gpu",
         "config.yaml:26: convert.tensor_model_parallel_size is accepted without effect: "
         "the conversion slices by pipeline and expert",
+        "config.yaml:28: sglang.enable_deepep_moe = false has no effect: leave it out",
     )
 
 
@@ -109,7 +110,10 @@ def test_what_has_no_effect_is_said(write_config: WriteConfig) -> None:
         ),
         ("hosts.colocate=false", "only true is accepted: training and rollout always share the GPUs"),
         ("sglang.enable_ep_moe=8", "only true is accepted"),
-        ("convert.expert_tensor_parallel_size=true", "only 1 is accepted: the conversion slices by pipeline and expert"),
+        (
+            "convert.expert_tensor_parallel_size=true",
+            "only 1 is accepted: the conversion slices by pipeline and expert",
+        ),
     ],
 )
 def test_a_value_that_cannot_be_honoured_is_refused(write_config: WriteConfig, override: str, problem: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +21,7 @@ def test_directories_and_data_are_relative_to_the_working_directory(
     write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    text = "eval:\n  eval_prompt_data: {aime: d/aime.jsonl@[:30], math: /m.jsonl}\n  eval_interval: 5\n"
+    text = "eval:\n  eval_prompt_data: {aime: 'd/aime.jsonl@[:30]', math: /m.jsonl}\n  eval_interval: 5\n"
     path = write_config(text, name="configs/c.yaml", append=True)
     loaded = load_config(
         path,
@@ -34,7 +37,7 @@ def test_directories_and_data_are_relative_to_the_working_directory(
     )
     config = loaded.config
     assert config.run.root == f"{tmp_path}/runs"
-    assert config.ckpt.model_dump() | {"hf_config": None} == config.ckpt.model_dump()
+    assert config.ckpt.hf_config is None
     assert config.ckpt.hf_checkpoint == f"{tmp_path}/hf"
     assert config.ckpt.bf16_checkpoint == f"{tmp_path.parent}/bf16"
     assert config.ckpt.ref_load == "/home/me/ref"
@@ -84,10 +87,33 @@ def test_files_that_are_missing_are_told_with_every_place(write_config: WriteCon
     with pytest.raises(ConfigError) as caught:
         load_config(path, site="x", environ={})
     assert caught.value.problems == [
-        f"configs/sites/x.yaml:2: hosts.hostfile = none.hostfile: no such file; looked for "
+        "configs/c.yaml:22: perf.zzz = 1: unknown key; `python -m r1hpc.config explain perf` lists the keys of perf",
+        f"configs/sites/x.yaml:2: hosts.hostfile = none.hostfile: no readable file; looked for "
         f"{tmp_path}/none.hostfile, {tmp_path}/configs/sites/none.hostfile, {tmp_path}/configs/none.hostfile",
-        f"configs/sites/x.yaml:4: ckpt.hf_config = none.json: no such file; looked for "
+        f"configs/sites/x.yaml:4: ckpt.hf_config = none.json: no readable file; looked for "
         f"{tmp_path}/configs/sites/none.json, {tmp_path}/none.json",
-        "configs/c.yaml:22: perf.zzz = 1: unknown key; "
-        "`python -m r1hpc.config explain perf` lists the keys of perf",
     ]
+
+
+def test_a_closed_directory_is_told_and_not_a_traceback(write_config: WriteConfig, tmp_path: Path) -> None:
+    path = write_config(name="closed/c.yaml")
+    write_config("{}", name="closed/config.json")
+    # Without capabilities root is stopped by file modes like anybody.
+    command = [sys.executable, "-m", "r1hpc.config", "check"]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
+    (tmp_path / "closed").chmod(0)
+    try:
+        for arguments, problem in (
+            ([str(path), "--site", "x"], "--site x: no such site: there are no site files in closed/sites"),
+            ([str(path)], "closed/c.yaml: cannot be read: Permission denied"),
+            (
+                [str(write_config()), "--set", "ckpt.hf_config=closed/config.json"],
+                f"--set ckpt.hf_config=closed/config.json: no readable file; looked for {tmp_path}/closed/config.json",
+            ),
+        ):
+            done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+            assert f"  {problem}\n" in done.stderr
+            assert "Traceback" not in done.stderr
+    finally:
+        (tmp_path / "closed").chmod(0o700)

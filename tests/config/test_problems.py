@@ -97,7 +97,7 @@ def test_all_problems_are_told_at_once_from_the_top_down(write_config: WriteConf
         ("run.file_system_gbps=0", "must be above 0"),
         ("run.file_system_gbps=.inf", "must be a finite number"),
         ("run.file_system_gbps=20 GB", "expected: number, above 0"),
-        ("run.name=2024", 'expected: name of letters, digits, \'.\', \'_\' and \'-\'; write "2024" in quotes'),
+        ("run.name=2024", "expected: name of letters, digits, '.', '_' and '-'; write \"2024\" in quotes"),
         ("run.name=../x", "must start with a letter or digit and hold only letters, digits, '.', '_' and '-'"),
         ("megatron.hidden_dropout=1", "must be below 1"),
         ("slurm.time_limit=0", "must be at least 1"),
@@ -161,8 +161,8 @@ def test_problems_of_two_files_stay_together(write_config: WriteConfig) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(path, site="x", environ={})
     assert [problem.partition(": ")[0] for problem in caught.value.problems] == [
-        "sites/x.yaml:2",
-        "sites/x.yaml:3",
         "config.yaml:20",
         "config.yaml:22",
+        "sites/x.yaml:2",
+        "sites/x.yaml:3",
     ]

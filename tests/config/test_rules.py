@@ -25,7 +25,8 @@ BROKEN = [
     ),
     (
         ["rollout.num_steps_per_rollout=4", "rollout.global_batch_size=16"],
-        f"--set rollout.global_batch_size=16: {PRODUCT}, over 4 steps that is 8 samples a step; leave one of the two out",
+        f"--set rollout.global_batch_size=16: {PRODUCT}, "
+        "over 4 steps that is 8 samples a step; leave one of the two out",
     ),
     (
         ["rollout.over_sampling_batch_size=3"],
@@ -71,8 +72,7 @@ BROKEN = [
     ),
     (
         ["ckpt.ref_load=null", "grpo.use_kl_loss=true"],
-        "--set ckpt.ref_load=null: "
-        "the reference is needed: use_kl_loss or kl_coef > 0 is set; give its directory",
+        "--set ckpt.ref_load=null: the reference is needed: use_kl_loss or kl_coef > 0 is set; give its directory",
     ),
     (
         ["ckpt.ref_load=null"],
@@ -150,6 +150,10 @@ BROKEN = [
     (
         ["hosts.port_base=65000", "hosts.port_span=600"],
         "--set hosts.port_span=600: port_base(65000) + port_span(600) = 65600 is past the last port, 65535",
+    ),
+    (
+        ["hosts.port_base=65400"],
+        "config.yaml:4: hosts.port_span = 400: port_base(65400) + port_span(400) = 65800 is past the last port, 65535",
     ),
     (
         ["slurm.signal_lead_minutes=60", "slurm.time_limit=1:00:00"],

@@ -148,5 +148,5 @@ def test_files_that_cannot_be_read_are_said_by_name(tmp_path: Path) -> None:
         (tmp_path / "latin.yaml", "c.yaml: is not UTF-8 text: byte 16 is 0xe9"),
     ):
         layer, problems = read_yaml(path, "c.yaml")
-        assert layer == Layer(Origin("c.yaml", directory=path.parent))
+        assert layer == Layer(Origin("c.yaml", directory=path.parent), readable=False)
         assert list(map(str, problems)) == [expected]

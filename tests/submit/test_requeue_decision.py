@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,7 @@ PREEMPTED_WITH_PROGRESS = Past("preempted", True)
         ({"exit_code": 143, "seconds_left": -3.0}, REQUEUE, "walltime"),
         ({"exit_code": exit_codes.SRUN_LAUNCH_FAILED}, REQUEUE, "launch_failed"),
         ({"exit_code": exit_codes.NODE_LOST}, REQUEUE, "node_lost"),
+        ({"exit_code": exit_codes.BRING_UP_FAILED}, REQUEUE, "bring_up_failed"),
         ({"exit_code": exit_codes.PREFLIGHT_FAILED}, REQUEUE, "bad_node"),
         ({"exit_code": exit_codes.INVALID}, EXIT, "invalid"),
         # scancel shows as COMPLETING: never requeued, whatever the agents say.
@@ -60,7 +62,7 @@ PREEMPTED_WITH_PROGRESS = Past("preempted", True)
         ({"past": (PREEMPTED_WITH_PROGRESS,) * 50, "exit_code": exit_codes.STOP_REQUESTED}, REQUEUE, "preempted"),
     ],
 )
-def test_decision(changes: dict[str, object], action: str, cause: str) -> None:
+def test_decision(changes: dict[str, Any], action: str, cause: str) -> None:
     decision = decide(FACTS._replace(**changes))
     assert (decision.action, decision.cause) == (action, cause)
 

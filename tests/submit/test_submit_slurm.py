@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc.cluster.leftovers import processes_of
 from r1hpc.rehearsal.cluster import RehearsalCluster
 from r1hpc.submit.parameters import HOME
 
@@ -82,6 +83,7 @@ def test_preflight_stage_from_the_command_to_the_last_process(slurm4: RehearsalC
     end = json.loads((attempt / "end.json").read_text(encoding="utf-8"))
     assert (end["exit_code"], end["cause"], end["action"]) == (0, "done", "exit")
     run_id = json.loads((run / "run.json").read_text(encoding="utf-8"))["run_id"]
+    assert processes_of(run_id) == []
     assert slurm4.run(["squeue", "-h"], check=True).stdout == ""
 
 
@@ -115,3 +117,42 @@ def test_sweep_runs_an_array_of_whole_train_jobs_each_in_its_own_directory(
         (attempt,) = (run / "attempts").iterdir()
         assert json.loads((attempt / "end.json").read_text(encoding="utf-8"))["exit_code"] == 0
         assert f"eps_clip_high: {value}" in (run / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_a_refused_submit_of_a_live_run_leaves_its_configuration_as_it_is(slurm4: RehearsalCluster, root: Path) -> None:
+    command = [*SUBMIT, "--stage", "preflight", "--set", f"run.root={root}", "--set", "slurm.extra={begin: now+1hour}"]
+    first = slurm4.run(command, cwd=HOME)
+    assert first.returncode == 0, first.stderr
+    config = root / "rehearsal" / "config.yaml"
+    before = config.read_bytes()
+    job_id = first.stdout.partition("preflight: job ")[2].split()[0]
+    try:
+        assert slurm4.run([*command, "--set", "grpo.eps_clip=0.1"], cwd=HOME).returncode == 1
+        assert config.read_bytes() == before
+    finally:
+        slurm4.cancel(job_id)
+
+
+def test_hosts_of_a_hostfile_are_asked_for_by_node_name_without_the_excluded(
+    slurm4: RehearsalCluster, root: Path
+) -> None:
+    addresses = slurm4.node_addresses
+    hostfile = root / "hostfile"
+    hostfile.write_text("".join(f"{addresses[f'node0{i}']} slots=2\n" for i in (3, 1, 4, 2)), encoding="utf-8")
+    settings = [f"run.root={root}", "hosts.num_nodes=2", f"hosts.hostfile={hostfile}", "slurm.exclude=node[01]"]
+    settings += ["perf.pipeline_model_parallel_size=1", "perf.decoder_last_pipeline_num_layers=null"]
+    settings += ["slurm.extra={begin: now+1hour}"]
+    command = [*SUBMIT, "--stage", "preflight", *(word for pair in settings for word in ("--set", pair))]
+    done = slurm4.run(command, cwd=HOME)
+    assert done.returncode == 0, done.stderr
+    job_id = done.stdout.partition("preflight: job ")[2].split()[0]
+    try:
+        shown = slurm4.run(["scontrol", "show", "job", "-o", job_id], check=True).stdout
+        assert "ReqNodeList=node[03-04] " in shown
+        assert "ExcNodeList=node01 " in shown
+        run = json.loads((root / "rehearsal" / "run.json").read_text(encoding="utf-8"))
+        assert (run["pinned"], run["num_nodes"]) == (["node03", "node01", "node04", "node02"], 2)
+    finally:
+        slurm4.cancel(job_id)
+    refused = slurm4.run([*command, "--set", "slurm.exclude=node[01-03]"], cwd=HOME)
+    assert "1 are left for hosts.num_nodes = 2" in refused.stderr

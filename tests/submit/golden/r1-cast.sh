@@ -4,7 +4,7 @@
 #SBATCH --array=0-15%16
 #SBATCH --comment=r1hpc=deepseek-r1-0a1b2c
 #SBATCH --cpus-per-task=16
-#SBATCH --job-name=r1hpc-deepseek-r1-cast
+#SBATCH --job-name=r1hpc-deepseek-r1-0a1b2c-cast
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=65536M
 #SBATCH --nodes=1

@@ -5,7 +5,7 @@
 #SBATCH --comment=r1hpc=deepseek-r1-0a1b2c
 #SBATCH --cpus-per-task=32
 #SBATCH --dependency=afterok:41
-#SBATCH --job-name=r1hpc-deepseek-r1-convert
+#SBATCH --job-name=r1hpc-deepseek-r1-0a1b2c-convert
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=262144M
 #SBATCH --nodes=1

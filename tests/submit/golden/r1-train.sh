@@ -5,7 +5,7 @@
 #SBATCH --dependency=afterok:41
 #SBATCH --exclusive
 #SBATCH --gpus-per-node=8
-#SBATCH --job-name=r1hpc-deepseek-r1-train
+#SBATCH --job-name=r1hpc-deepseek-r1-0a1b2c-train
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=0
 #SBATCH --nodes=16

@@ -2,11 +2,11 @@
 
 # Parameters
 #SBATCH --comment=r1hpc=rehearsal-0a1b2c
-#SBATCH --cpus-per-task=2
+#SBATCH --exclusive
 #SBATCH --gpus-per-node=2
 #SBATCH --job-name=r1hpc-rehearsal-preflight
 #SBATCH --kill-on-invalid-dep=yes
-#SBATCH --mem=4096M
+#SBATCH --mem=0
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append

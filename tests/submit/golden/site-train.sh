@@ -8,7 +8,7 @@
 #SBATCH --exclude='node[03,07-08]'
 #SBATCH --exclusive
 #SBATCH --gres=gpu:h100:8
-#SBATCH --job-name=r1hpc-deepseek-r1-train
+#SBATCH --job-name=r1hpc-deepseek-r1-0a1b2c-train
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --licenses=lustre
 #SBATCH --mail-type=FAIL

@@ -1,0 +1,41 @@
+"""--dry-run: the plan and the exact sbatch texts, nothing written, no Slurm needed."""
+
+from __future__ import annotations
+
+from r1hpc.plan import render_plan
+from r1hpc.rundir import RunDir
+from r1hpc.submit import checks
+from r1hpc.submit.order import Order, Say
+from r1hpc.submit.requests import StageJob, Submission
+from r1hpc.submit.stages import Stage
+from r1hpc.submit.sweep import combinations, element_name
+from r1hpc.submit.to_slurm import sweep_index
+
+
+def show(order: Order, say: Say) -> None:
+    """Print what would be submitted; what only the site's Slurm knows is left open: job ids, the restart mode."""
+    config, directory = order.config, order.directory
+    say(render_plan(order.plan))
+    restart = "requeue" if config.slurm.restart == "auto" else config.slurm.restart
+    pinned = checks.choose_hosts(order.hosts, config)
+    run_id = f"{config.run.name}-dryrun"
+    submission = Submission(config, run_id, directory, "dry-run", order.plan.signal_lead_s, restart, pinned)
+    previous = None
+    for stage in order.stages:
+        say(f"\n===== {stage.name}: sbatch {directory.sbatch / (stage.name + '.sh')} =====")
+        if not stage.available:
+            say(f"(not in this version: {stage.job.partition(':')[0]})")
+        job = _job(order, submission, stage)
+        say(job.text(f"afterok:<{previous}>" if previous else None))
+        previous = stage.name
+    for problem in checks.input_problems(config, order.stages):
+        say(f"note: {problem}")
+    say("dry run: nothing was submitted")
+
+
+def _job(order: Order, submission: Submission, stage: Stage) -> StageJob:
+    if not order.options.sweep or stage is not order.stages[-1]:
+        return submission.job(stage)
+    name, parent = order.config.run.name, submission.directory.root.parent
+    names = [element_name(name, overrides) for overrides in combinations(order.options.sweep)]
+    return submission.sweep_job(stage, [RunDir(parent / name) for name in names], sweep_index(submission.directory))

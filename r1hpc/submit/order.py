@@ -1,0 +1,93 @@
+"""What was asked for, understood: the configuration, its plan, the stages and the hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1hpc.cluster.hostfile import read_hostfile, require
+from r1hpc.config import Config, LoadedConfig, load_config
+from r1hpc.errors import SubmitError
+from r1hpc.plan import Plan
+from r1hpc.plan.plan_for import plan_for
+from r1hpc.rundir import RunDir
+from r1hpc.submit.prepare import run_directory
+from r1hpc.submit.stages import BY_NAME, PIPELINE, PREFLIGHT, TRAIN, Stage
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    config: str
+    site: str | None = None
+    overrides: Sequence[str] = ()
+    stages: Sequence[str] | None = None
+    dry_run: bool = False
+    prepare: bool = False
+    again: bool = False
+    wait: bool = False
+    wait_timeout: float | None = None
+    cluster: str = "auto"
+    sweep: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Order:
+    """A valid order; everything in it has been checked but what only the machine can say."""
+
+    options: Options
+    loaded: LoadedConfig
+    plan: Plan
+    hosts: Sequence[str]
+    """Of the hostfile, spares included; empty when Slurm chooses."""
+    stages: Sequence[Stage]
+
+    @property
+    def config(self) -> Config:
+        """The resolved configuration."""
+        return self.loaded.config
+
+    @property
+    def directory(self) -> RunDir:
+        """The run directory; it may not exist yet."""
+        return run_directory(self.config)
+
+
+def take_order(options: Options, say: Say) -> Order:
+    """Load, plan, read the hostfile, choose the stages. Raises R1hpcError with everything that is wrong."""
+    loaded = load_config(Path(options.config), site=options.site, overrides=options.overrides)
+    for notice in loaded.notices:
+        say(f"note: {notice}")
+    return Order(options, loaded, plan_for(loaded), _hosts(loaded, say), _stages(loaded.config, options, say))
+
+
+def _stages(config: Config, options: Options, say: Say) -> list[Stage]:
+    """The stages asked for, in pipeline order, or the whole pipeline without what is complete already."""
+    if options.stages is not None:
+        stages = [stage for name, stage in BY_NAME.items() if name in options.stages]
+    else:
+        stages = []
+        for stage in PIPELINE:
+            if stage.is_complete(config):
+                say(f"stage {stage.name}: complete ({stage.output(config)}), left out")
+            else:
+                stages.append(stage)
+    if options.sweep and (not stages or stages[-1] not in (PREFLIGHT, TRAIN)):
+        raise SubmitError("--sweep makes an array of train jobs: --stage has to end with train or preflight")
+    return stages
+
+
+def _hosts(loaded: LoadedConfig, say: Say) -> list[str]:
+    """The hosts of the hostfile, spares included, checked against the configuration; [] when Slurm chooses."""
+    hosts = loaded.config.hosts
+    if hosts.hostfile == "auto":
+        return []
+    hostfile = read_hostfile(Path(hosts.hostfile))
+    for notice in hostfile.notices:
+        say(f"note: {notice}")
+    require(hostfile, hosts.num_nodes, hosts.gpus_per_node)
+    return [host.name for host in hostfile.hosts]

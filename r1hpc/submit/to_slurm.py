@@ -1,0 +1,81 @@
+"""Queueing an order in Slurm: the site's limits, the run directory, the chain of jobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from r1hpc.cluster.slurm import SlurmClient
+from r1hpc.config import load_config
+from r1hpc.errors import SubmitError
+from r1hpc.plan.plan_for import plan_for
+from r1hpc.publish import publish_text
+from r1hpc.rundir import RunDir
+from r1hpc.submit import checks
+from r1hpc.submit.order import Order, Say
+from r1hpc.submit.pipeline import SubmittedJob, submit_chain
+from r1hpc.submit.prepare import known_run_id, prepare
+from r1hpc.submit.requests import StageJob, Submission
+from r1hpc.submit.stages import TRAIN
+from r1hpc.submit.sweep import combinations, element_name
+
+
+def submit_to_slurm(order: Order, client: SlurmClient, say: Say) -> list[SubmittedJob]:
+    """Queue the stages. Nothing is written before it is sure that no job of this run is live. Raises R1hpcError."""
+    config, directory = order.config, order.directory
+    run_id = known_run_id(directory)
+    if run_id is not None:
+        checks.refuse_live(checks.live_jobs(client, run_id), directory.root)
+    hosts = order.hosts
+    if hosts:
+        hosts = checks.node_names_of(hosts, client, f"hosts.hostfile = {config.hosts.hostfile}")
+    pinned = checks.choose_hosts(hosts, config)
+    _refuse_large_arrays(order, client)
+    restart, notice = checks.restart_mode(config, client)
+    if notice:
+        say(f"note: {notice}")
+    prepared = prepare(config, order.plan, restart, pinned=hosts)
+    for text in prepared.notices:
+        say(f"note: {text}")
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    submission = Submission(config, prepared.run_id, directory, stamp, order.plan.signal_lead_s, restart, pinned)
+    jobs = [submission.job(stage) for stage in order.stages]
+    if order.options.sweep:
+        jobs[-1] = _sweep(order, submission, say)
+    chain = config.slurm.chain_length if restart == "chain" and order.stages[-1] is TRAIN else 0
+    return submit_chain(jobs, directory, client, chain)
+
+
+def sweep_index(directory: RunDir) -> Path:
+    """The run directories of a sweep, line N+1 for array task N."""
+    return directory.root / "sweep.txt"
+
+
+def _refuse_large_arrays(order: Order, client: SlurmClient) -> None:
+    sizes = {
+        f"{stage.name}.num_tasks": getattr(order.config, stage.name).num_tasks
+        for stage in order.stages
+        if stage.name in ("cast", "convert")
+    }
+    if order.options.sweep:
+        sizes["--sweep"] = len(combinations(order.options.sweep))
+    problems = checks.array_problems(client, sizes)
+    if problems:
+        raise SubmitError("\n".join(problems))
+
+
+def _sweep(order: Order, submission: Submission, say: Say) -> StageJob:
+    """Prepare one run directory a combination, and the array over them."""
+    directories: Sequence[RunDir] = []
+    options = order.options
+    for overrides in combinations(options.sweep):
+        name = element_name(order.config.run.name, overrides)
+        everything = [*options.overrides, *overrides, f"run.name={name}"]
+        element = load_config(Path(options.config), site=options.site, overrides=everything)
+        prepared = prepare(element.config, plan_for(element), submission.restart)
+        say(f"sweep {len(directories)}: {' '.join(overrides)} -> {prepared.directory.root}")
+        directories = [*directories, prepared.directory]
+    index = sweep_index(submission.directory)
+    publish_text(index, "".join(f"{directory.root}\n" for directory in directories))
+    return submission.sweep_job(order.stages[-1], directories, index)

@@ -1,0 +1,219 @@
+"""Launch scripts of bash flag arrays become configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from r1hpc.config import load_config
+from r1hpc.config.import_script import import_script
+from r1hpc.config.schema import Config
+from r1hpc.config.source import Origin
+from r1hpc.config.yaml_core import parse_yaml
+from r1hpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tests.config.conftest import WriteConfig
+
+ARRAYS = Path(__file__).parent / "data" / "deepseek-r1-arrays.sh"
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+ONLY_IN_R1_YAML = {
+    "ckpt.hf_config",
+    "ckpt.bf16_checkpoint",
+    # The recipe prints "..." for these.
+    "optimizer.optimizer",
+    "optimizer.lr",
+    "optimizer.lr_decay_style",
+    "optimizer.weight_decay",
+    "optimizer.adam_beta1",
+    "optimizer.adam_beta2",
+}
+
+SCRIPT = """\
+#!/bin/bash
+# A launch script with everything that such scripts do around their arrays.
+set -ex
+COUNT=$(nvidia-smi topo -m 2>/dev/null | grep -o 'NV[0-9]*' | wc -l)
+SCRIPT_DIR="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" &>/dev/null && pwd)"
+source "${SCRIPT_DIR}/models/deepseek-v3.sh"
+export BASE_DIR=${BASE_DIR:-/data/r1}
+DATA=$BASE_DIR/data
+for ((i=0; i<61; i++)); do layers+=(1); done
+MODEL_ARGS=(
+   --swiglu --num-layers 61
+   --moe-layer-freq $(layers)
+   --moe-router-dtype fp32
+   --moe-token-dispatcher-type alltoall
+)
+CKPT_ARGS=(
+   --hf-checkpoint ${BASE_DIR}/DeepSeek-R1/   # the comment: --not-a-flag
+   #--hf-checkpoint ${BASE_DIR}/other
+   --save "$BASE_DIR/with space"
+   --save-interval=20
+)
+NEVER_ARGS=( --lr 3 )
+EVAL_ARGS=(
+   --eval-interval 20
+   --eval-prompt-data aime ${DATA}/aime.jsonl math '/m/${literal}.jsonl'
+)
+MISC_ARGS=( --moe-token-dispatcher-type flex --moe-enable-deepep --rollout-top-k -1 \\
+   --rm-type 7 --sglang-server-concurrency 64 )
+cat <<EOF
+FAKE_ARGS=( --lr 5 )
+EOF
+ray job submit --address="http://127.0.0.1:8265" \\
+   --runtime-env-json='{
+     "env_vars": {"no_proxy": "${MASTER_ADDR}"}
+   }' \\
+   -- python3 train.py \\
+   --actor-num-nodes 16 --actor-num-gpus-per-node 8 --colocate \\
+   ${MODEL_ARGS[@]} "${CKPT_ARGS[@]}" ${EVAL_ARGS[@]} ${WANDB_ARGS[@]} ${MISC_ARGS[@]}
+"""
+
+
+def imported_values(path: Path, base: Path | None = None) -> dict[str, dict[str, object]]:
+    layer, problems = parse_yaml(import_script(path, base).text, Origin("imported", directory=Path()))
+    assert problems == []
+    return layer.values
+
+
+def test_the_recipes_arrays_give_the_values_of_r1_yaml() -> None:
+    imported = imported_values(ARRAYS)
+    layer, _ = parse_yaml((CONFIGS / "r1.yaml").read_text(), Origin("r1", directory=Path()))
+    assert set(imported) == {"ckpt", "rollout", "perf", "grpo", "optimizer", "sglang", "megatron"}
+    written = {section: layer.values[section] for section in imported}
+    for key in ONLY_IN_R1_YAML:
+        section, _, name = key.partition(".")
+        assert name in written[section] and name not in imported[section], key
+        del written[section][name]
+    assert imported == written
+
+
+def test_the_recipes_arrays_over_its_base_are_the_whole_configuration(write_config: WriteConfig) -> None:
+    text = (CONFIGS / "r1.yaml").read_text().replace("hf_config: models", f"hf_config: {CONFIGS}/models")
+    # One value of each section is wrong in the base, so that it can only come from the arrays.
+    for right, wrong in (
+        ("save_interval: 20", "save_interval: 3"),
+        ("num_rollout: 3000", "num_rollout: 1"),
+        ("max_tokens_per_gpu: 16384", "max_tokens_per_gpu: 7"),
+        ("eps_clip_high: 0.28", "eps_clip_high: 0.9"),
+        ("optimizer_cpu_offload: true", "optimizer_cpu_offload: false"),
+        ("server_concurrency: 1024", "server_concurrency: 1"),
+        ("moe_token_dispatcher_type: flex", "moe_token_dispatcher_type: alltoall"),
+    ):
+        assert right in text
+        text = text.replace(right, wrong)
+    base = write_config(text)
+    script = write_config(import_script(ARRAYS, base).text, name="imported.yaml")
+    assert load_config(script, environ={}).config == load_config(CONFIGS / "r1.yaml", environ={}).config
+
+
+def test_the_recipes_arrays_are_noticed_where_they_are_old_or_open() -> None:
+    assert [notice.replace(str(ARRAYS), "ARRAYS") for notice in import_script(ARRAYS, None).notices] == [
+        "ARRAYS:76: OPTIMIZER_ARGS has a placeholder (...): what belongs there is not imported",
+        "ARRAYS:40: rollout.dynamic_sampling_filter_path = "
+        "slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std is an older name: "
+        "read as r1hpc.rollout.filters.check_reward_nonzero_std",
+        "ARRAYS:86: sglang.enable_ep_moe is an older name: read as sglang.ep_size = rollout_num_gpus_per_engine",
+        "ARRAYS:96: sglang.enable_deepep_moe is an older name: read as sglang.moe_a2a_backend = deepep",
+        "ARRAYS:114: megatron.moe_enable_deepep is an older name: "
+        "read as megatron.moe_flex_dispatcher_backend = deepep",
+        "to be set under vars: or in the environment: BASE_DIR",
+        "to be added by hand, or with --base CONFIG: "
+        "run.name, run.root, hosts.num_nodes, hosts.gpus_per_node, hosts.host_memory_gib",
+    ]
+
+
+def test_a_whole_script_is_read_as_its_program_gets_it(write_config: WriteConfig) -> None:
+    path = write_config(SCRIPT, name="run.sh")
+    assert imported_values(path) == {
+        "vars": {"BASE_DIR": "/data/r1", "DATA": "${BASE_DIR}/data"},
+        "hosts": {"num_nodes": 16, "gpus_per_node": 8},
+        "ckpt": {
+            "hf_checkpoint": "${BASE_DIR}/DeepSeek-R1/",
+            "save": "${BASE_DIR}/with space",
+            "save_interval": 20,
+        },
+        "rollout": {"rollout_top_k": -1, "rm_type": "7"},
+        "eval": {
+            "eval_interval": 20,
+            "eval_prompt_data": {"aime": "${DATA}/aime.jsonl", "math": "/m/$${literal}.jsonl"},
+        },
+        "sglang": {"server_concurrency": 64},
+        "megatron": {
+            "moe_router_dtype": "fp32",
+            "moe_token_dispatcher_type": "flex",
+            "moe_flex_dispatcher_backend": "deepep",
+        },
+    }
+    notices = import_script(path, None).notices
+    for expected in (
+        "run.sh:6: source ${SCRIPT_DIR}/models/deepseek-v3.sh is not read: the model comes from config.json, "
+        "other flags of that file are missing here",
+        "run.sh:38: train.py: ${WANDB_ARGS[@]} is not set in this script",
+        "run.sh:27: --moe-token-dispatcher-type was given before (run.sh:14): this one is taken",
+        "run.sh: derived from config.json, so left out: --swiglu --num-layers --moe-layer-freq",
+        "run.sh:37: hosts.colocate is accepted without effect: training and rollout always share the GPUs",
+    ):
+        assert expected in notices
+
+
+def test_an_imported_script_can_be_loaded(write_config: WriteConfig) -> None:
+    base = write_config()
+    path = write_config(import_script(write_config(SCRIPT, name="run.sh"), base).text, name="out.yaml")
+    config = load_config(path, environ={}).config
+    assert config.eval.eval_prompt_data == {"aime": "/data/r1/data/aime.jsonl", "math": "/m/${literal}.jsonl"}
+    assert config.ckpt.save == "/data/r1/with space"
+    assert config.run.name == "small"
+
+
+def test_everything_that_cannot_be_imported_is_told_with_array_and_line(write_config: WriteConfig) -> None:
+    script = """\
+CKPT_ARGS=(
+  stray
+  --sav-interval 20
+  --save $(date +%F)
+  --load $1/x
+)
+MISC_ARGS=(
+  --lr 1 2
+  --sglang-mem-fraction-statc 0.5
+  --sglang-tp-size 8
+  --eval-prompt-data aime
+  --moe-router-dtyp fp32
+  --use-wandb
+  --colocate no
+"""
+    with pytest.raises(ConfigError) as caught:
+        import_script(write_config(script, name="run.sh"), None)
+    assert caught.value.problems == [
+        "run.sh:7: MISC_ARGS is never closed: a ')' is missing",
+        "run.sh:2: CKPT_ARGS: stray stands before any flag",
+        "run.sh:3: CKPT_ARGS: --sav-interval: unknown flag; did you mean --save-interval?",
+        "run.sh:4: CKPT_ARGS: --save: $(date +%F) would have to be run: write its value in its place",
+        "run.sh:5: CKPT_ARGS: --load: $1 would have to be run: write its value in its place",
+        "run.sh:8: MISC_ARGS: --lr: takes one value, not 2: 1 2",
+        "run.sh:11: MISC_ARGS: --eval-prompt-data: takes pairs, NAME PATH",
+        "run.sh:12: MISC_ARGS: --moe-router-dtyp: unknown flag; did you mean --moe-router-dtype?",
+        "run.sh:13: MISC_ARGS: --use-wandb: unknown flag",
+        'run.sh:14: hosts.colocate = "no": only true is accepted: training and rollout always share the GPUs',
+        "run.sh:9: sglang.mem_fraction_statc = 0.5: the installed SGLang has no such argument; "
+        "did you mean mem_fraction_static?",
+        "run.sh:10: sglang.tp_size = 8: cannot be set here: rollout_num_gpus_per_engine decides it",
+    ]
+
+
+def test_a_script_without_flags_is_told(write_config: WriteConfig) -> None:
+    for text in ("echo hello\n", "NAMES=( a b )\n", ""):
+        with pytest.raises(ConfigError, match="no flags found: expected arrays such as"):
+            import_script(write_config(text, name="run.sh"), None)
+    with pytest.raises(ConfigError, match=r"none\.sh: cannot be read"):
+        import_script(Path("none.sh"), None)
+
+
+def test_sections_of_the_import_are_in_the_order_of_the_schema(write_config: WriteConfig) -> None:
+    values = imported_values(write_config(SCRIPT, name="run.sh"))
+    assert list(values) == [name for name in ("vars", *Config.model_fields) if name in values]

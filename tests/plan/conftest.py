@@ -1,0 +1,54 @@
+"""Plans of the two configurations that the project ships, and a way to plan them with other values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from r1hpc.config import Config, load_config
+from r1hpc.plan import ModelShape, Plan, plan_for, read_model_shape
+
+ROOT = Path(__file__).parents[2]
+R1 = ROOT / "configs" / "r1.yaml"
+REHEARSAL = ROOT / "configs" / "rehearsal.yaml"
+
+PlanWith = Callable[..., Plan]
+
+
+@pytest.fixture(scope="session")
+def r1_config() -> Config:
+    return load_config(R1).config
+
+
+@pytest.fixture(scope="session")
+def r1_shape() -> ModelShape:
+    return read_model_shape(ROOT / "configs" / "models" / "deepseek-r1" / "config.json")
+
+
+@pytest.fixture(scope="session")
+def tiny_shape() -> ModelShape:
+    return read_model_shape(ROOT / "configs" / "models" / "tiny-r1" / "config.json")
+
+
+@pytest.fixture(scope="session")
+def r1_plan() -> Plan:
+    return plan_for(load_config(R1), num_prompts=17_400)
+
+
+@pytest.fixture(scope="session")
+def rehearsal_plan() -> Plan:
+    return plan_for(load_config(REHEARSAL))
+
+
+@pytest.fixture
+def plan_r1() -> PlanWith:
+    """Plan r1.yaml with overrides: plan_r1("hosts.num_nodes=32")."""
+    return lambda *overrides: plan_for(load_config(R1, overrides=overrides))
+
+
+@pytest.fixture
+def plan_rehearsal() -> PlanWith:
+    """Plan rehearsal.yaml with overrides."""
+    return lambda *overrides: plan_for(load_config(REHEARSAL, overrides=overrides))

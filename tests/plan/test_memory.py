@@ -1,0 +1,126 @@
+"""GPU and host memory, phase by phase and stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from r1hpc.plan import Plan
+from r1hpc.plan.memory import MemoryPart, MemoryUse
+
+PlanWith = Callable[..., Plan]
+G = 1e9
+
+
+def named(use: MemoryUse, name: str) -> int:
+    return next((part.bytes for part in use.parts if part.name == name), 0)
+
+
+def test_saved_layer_inputs_follow_the_pipeline_depth(r1_plan: Plan) -> None:
+    """Stage i holds 4 - i micro-batches: for each layer, the bf16 hidden states of 16384 / TP 8 tokens."""
+    token = 7168 * 2
+    per_layer = 16_384 // 8 * token
+    expected = [4 * 16 * per_layer, 3 * 16 * per_layer, 2 * 16 * per_layer, 1 * 13 * per_layer]
+    assert [named(use, "saved layer inputs") for use in r1_plan.phase("train").stages] == expected
+
+
+def test_the_layer_in_work_by_hand(r1_plan: Plan) -> None:
+    tokens, shard, heads = 16_384, 2_048, 16
+    attention = tokens * heads * (192 + 256 + 128) + tokens * 4 * heads * (192 + 128)
+    attention += shard * (3 * 7168 + 1536 + 576)
+    rows = shard * 8
+    experts = 2 * rows * (2 * 7168 + 3 * 2048) + 2 * rows * 7168 + tokens * 3 * 2048 // 8
+    assert named(r1_plan.phase("train").stages[1], "layer in work") == 2 * 2 * (attention + experts)
+
+
+def test_logits_are_a_chunk_on_the_last_stage_only(r1_plan: Plan, plan_r1: PlanWith) -> None:
+    stages = r1_plan.phase("train").stages
+    assert [named(use, "logits") for use in stages[:3]] == [0, 0, 0]
+    hidden = 16_384 * 7168 * 2
+    assert named(stages[3], "logits") == 4 * 1024 * 16_160 * 4 + hidden
+    whole = plan_r1("perf.log_probs_chunk_size=16384").phase("train").stages[3]
+    # unchunked, one copy is 16384 * 129280/8 * 4 B = 1.06 GB
+    assert (named(whole, "logits") - hidden) / 4 == pytest.approx(1.06 * G, rel=2e-3)
+
+
+def test_a_sample_longer_than_the_cap_gets_a_micro_batch_of_its_own(plan_r1: PlanWith) -> None:
+    plan = plan_r1("perf.max_tokens_per_gpu=4096", "rollout.rollout_max_response_len=32768")
+    assert plan.batches.micro_batch_tokens == 4 * 4096
+    assert plan.batches.tokens_per_gpu == 32_768 // 4
+    assert named(plan.phase("train").stages[3], "saved layer inputs") == 13 * (8192 // 8) * 7168 * 2
+
+
+def test_sharding_over_data_parallel_ranks_halves_the_dense_optimizer_state(r1_plan: Plan, plan_r1: PlanWith) -> None:
+    doubled = plan_r1("hosts.num_nodes=32")
+    experts, dense = 5_637_144_576, 703_856_640
+    one = next(host for host in r1_plan.hosts if host.stages == (1,))
+    two = next(host for host in doubled.hosts if host.stages == (1,))
+    assert one.optimizer_parameters == 8 * (experts + dense // 4)
+    assert two.optimizer_parameters == 8 * (experts // 2 + dense // 8)
+
+
+def test_gradients_in_bf16_when_fp32_accumulation_is_off(plan_r1: PlanWith) -> None:
+    plan = plan_r1("megatron.accumulate_allreduce_grads_in_fp32=false")
+    assert named(plan.phase("train").stages[1], "gradients") == 2 * 6_341_001_216
+
+
+def test_both_costs_of_a_sleeping_trainer_are_charged(r1_plan: Plan) -> None:
+    rebuilt, kept = r1_plan.trainer_asleep
+    assert rebuilt == 5e9
+    assert kept == 18e9
+    assert named(r1_plan.phase("rollout").worst, "sleeping trainer") == rebuilt
+
+
+def test_process_groups_are_kept_on_a_small_world(plan_rehearsal: PlanWith) -> None:
+    plan = plan_rehearsal(
+        "hosts.device=cuda", "hosts.gpu_memory_gib=80", "hosts.host_memory_gib=200", "megatron.params_dtype=bf16"
+    )
+    # 8 GPUs: 5 GB and 13 GB * 8/128 of NCCL buffers
+    assert named(plan.phase("rollout").worst, "sleeping trainer") == pytest.approx(5e9 + 13e9 * 8 / 128)
+
+
+def test_the_buckets_of_a_sync_stay_within_two_gigabytes(r1_plan: Plan) -> None:
+    assert named(r1_plan.phase("sync").worst, "sync buckets") == 4 * 512 * 2**20 <= 2.2e9
+
+
+def test_a_rehearsal_keeps_both_sides_in_the_memory_of_the_host(rehearsal_plan: Plan) -> None:
+    train = rehearsal_plan.phase("train").stages[0]
+    assert named(train, "engine process") == 1_260_000_000
+    assert named(train, "trainer process") == 500_000_000
+    host = rehearsal_plan.hosts[0]
+    slots = named(host.use, "logical slots")
+    assert slots == 2 * max(phase.stages[0].total_bytes for phase in rehearsal_plan.phases)
+    assert host.use.total_bytes == rehearsal_plan.host_bytes_needed < 4 * 2**30
+
+
+def test_a_node_with_several_stages_adds_them(plan_rehearsal: PlanWith) -> None:
+    plan = plan_rehearsal("hosts.num_nodes=2", "hosts.gpus_per_node=8", "hosts.host_memory_gib=16")
+    spread = plan_rehearsal("hosts.num_nodes=1", "hosts.gpus_per_node=8", "hosts.host_memory_gib=16")
+    assert [host.stages for host in plan.hosts] == [(0,), (1,)]
+    assert [host.stages for host in spread.hosts] == [(0, 1)]
+    by_stage = [4 * stage.parameters * 4 for stage in spread.stages]
+    assert named(spread.hosts[0].use, "reference weights") == sum(by_stage)
+
+
+def test_host_bytes_of_each_stage_are_those_of_its_fullest_node(r1_plan: Plan) -> None:
+    totals = [host.use.total_bytes for host in r1_plan.hosts]
+    assert r1_plan.host_bytes_per_node == tuple(totals)
+    assert r1_plan.host_bytes_needed == max(totals) == totals[1]
+
+
+def test_an_engine_backup_is_charged_when_asked_for(plan_r1: PlanWith) -> None:
+    plan = plan_r1("sglang.enable_weights_cpu_backup=true")
+    assert named(plan.hosts[0].use, "engine weights backup") == 8 * plan.engine.weight_bytes
+
+
+def test_the_needs_are_the_largest_of_all(r1_plan: Plan) -> None:
+    assert r1_plan.gpu_bytes_needed == max(use.total_bytes for phase in r1_plan.phases for use in phase.stages)
+    assert r1_plan.phase("train").worst_stage == 1
+
+
+def test_a_use_fits_up_to_its_limit() -> None:
+    parts = (MemoryPart("a", 60), MemoryPart("b", 40))
+    assert MemoryUse(parts, 100).fits
+    assert not MemoryUse(parts, 99).fits
+    assert [part.name for part in MemoryUse(parts, 100).largest(1)] == ["a"]
