@@ -181,18 +181,14 @@ def _judge_memory(facts: NodeFacts, needs: Requirements) -> Iterator[Finding]:
 
 def _judge_versions(reports: Sequence[NodeFacts]) -> Iterator[Finding]:
     """Every node must run what most run."""
-    labels = sorted({label for facts in reports for label in facts.versions} | {"driver"})
-    for label in labels:
-        values = {
-            facts.node: facts.gpus.driver if label == "driver" else facts.versions.get(label) for facts in reports
-        }
-        usual, _ = Counter(values.values()).most_common(1)[0]
-        for node, value in values.items():
-            if value != usual:
+    versions = {facts.node: {"driver": facts.gpus.driver, **facts.versions} for facts in reports}
+    for label in sorted({label for node in versions.values() for label in node}):
+        usual, _ = Counter(node.get(label) for node in versions.values()).most_common(1)[0]
+        for name, node in versions.items():
+            if node.get(label) != usual:
                 level: Literal["bad", "warning"] = "warning" if label == "kernel" else "bad"
-                yield Finding(
-                    node, f"{label} is {value}, elsewhere {usual}", "install the same everywhere, or exclude it", level
-                )
+                reason = f"{label} is {node.get(label)}, elsewhere {usual}"
+                yield Finding(name, reason, "install the same everywhere, or exclude it", level)
 
 
 def _judge_clocks(clocks: Mapping[str, float]) -> Iterator[Finding]:

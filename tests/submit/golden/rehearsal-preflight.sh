@@ -4,7 +4,7 @@
 #SBATCH --comment=r1hpc=rehearsal-0a1b2c
 #SBATCH --exclusive
 #SBATCH --gpus-per-node=2
-#SBATCH --job-name=r1hpc-rehearsal-preflight
+#SBATCH --job-name=r1hpc-rehearsal-0a1b2c-preflight
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=0
 #SBATCH --nodes=4

@@ -1,0 +1,194 @@
+"""The verdict over nodes: every check with a node that just passes and one that just does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from r1hpc.cluster.facts import NodeFacts, collect, read_facts, write_facts
+from r1hpc.cluster.gpus import GpuFacts, gpu_facts, logical_slots
+from r1hpc.cluster.preflight import GIB, Finding, Requirements, absent, judge, misplaced
+from r1hpc.cluster.preflight_report import Report, to_json, to_text
+
+H100 = 81559 * 2**20  # what NVML reports of an 80 GB H100
+GOOD = NodeFacts(
+    node="node01",
+    hostname="node01",
+    machine="m1",
+    cpus=96,
+    canary="c",
+    clock=0.0,
+    addresses={"lo": ["127.0.0.1"], "ib0": ["192.0.2.1"]},
+    gpus=GpuFacts(8, ("NVIDIA H100 80GB HBM3",) * 8, (H100,) * 8, "570.1"),
+    logical_slots=None,
+    memory_total=2000 * GIB,
+    memory_available=1600 * GIB,
+    shm_free=64 * GIB,
+    temp_free=100 * GIB,
+    run_dir_free=20_000 * GIB,
+    nofile_hard=65536,
+    memlock_hard=-1,
+    versions={"python": "3.11.7", "torch": "2.13.0"},
+)
+NEEDS = Requirements(
+    device="cuda",
+    gpus=8,
+    gpu_memory_bytes=76 * GIB,
+    host_memory_bytes=1600 * GIB,
+    shm_bytes=64 * GIB,
+    disk_bytes=20_000 * GIB,
+    nofile=65536,
+    fabric_interface="ib0",
+)
+
+
+def _findings(facts: NodeFacts, needs: Requirements = NEEDS) -> list[tuple[str, str]]:
+    return [(finding.level, finding.reason) for finding in judge([facts], {}, needs)]
+
+
+def test_a_node_that_meets_every_need_exactly_is_good() -> None:
+    assert _findings(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "reason"),
+    [
+        (replace(GOOD, gpus=replace(GOOD.gpus, visible=7)), "bad", "7 of 8 GPUs are visible"),
+        (
+            replace(GOOD, gpus=replace(GOOD.gpus, memory_bytes=(*(H100,) * 7, 40 * GIB))),
+            "bad",
+            "GPU 7 (NVIDIA H100 80GB HBM3) has 40 GiB, needed are 76",
+        ),
+        (
+            replace(GOOD, gpus=replace(GOOD.gpus, foreign=("GPU 3: pid 812 holds 71.2 GiB",))),
+            "bad",
+            "GPU memory is held before the run starts: GPU 3: pid 812 holds 71.2 GiB",
+        ),
+        (
+            replace(GOOD, memory_available=1599 * GIB),
+            "bad",
+            "1599 GiB of memory available of 2000, needed are 1600",
+        ),
+        (replace(GOOD, shm_free=63 * GIB), "bad", "/dev/shm has 63.0 GiB free, hosts.object_store_gib = 64"),
+        (replace(GOOD, temp_free=GIB // 2), "bad", "the temporary directory has 0.5 GiB free"),
+        (
+            replace(GOOD, run_dir_free=10_000 * GIB),
+            "warning",
+            "the run directory has 10000.0 GiB free, the plan writes 20000.0 in all",
+        ),
+        (
+            replace(GOOD, run_dir_free=GIB // 2),
+            "bad",
+            "the run directory has 0.5 GiB free, the plan writes 20000.0 in all",
+        ),
+        (replace(GOOD, nofile_hard=65535), "bad", "open files are limited to 65535, needed are 65536"),
+        (replace(GOOD, memlock_hard=8 * GIB), "bad", "locked memory is limited to 8.0 GiB: no RDMA"),
+        (
+            replace(GOOD, addresses={"lo": ["127.0.0.1"], "ib0": []}),
+            "bad",
+            "interface ib0 has no address; there are lo",
+        ),
+        (
+            replace(GOOD, foreign_processes=("pid 7 (x) of run r",)),
+            "bad",
+            "another run is still there: pid 7 (x) of run r",
+        ),
+    ],
+)
+def test_each_shortage_is_told_with_its_numbers(facts: NodeFacts, level: str, reason: str) -> None:
+    assert _findings(facts) == [(level, reason)]
+
+
+def test_unlimited_open_files_are_enough() -> None:
+    assert _findings(replace(GOOD, nofile_hard=-1)) == []
+
+
+def test_a_rehearsal_counts_slots_instead_of_gpus_and_tolerates_other_runs_on_its_machine() -> None:
+    needs = replace(NEEDS, device="cpu", gpus=2)
+    nothing = replace(GOOD, gpus=GpuFacts(0), memlock_hard=65536, foreign_processes=("pid 7 (x) of run r",))
+    assert _findings(nothing, needs) == [("warning", "another run is still there: pid 7 (x) of run r")]
+    assert _findings(replace(GOOD, logical_slots=2), needs) == []
+    assert _findings(replace(GOOD, logical_slots=1), needs) == [("bad", "1 GPU slots given, hosts.gpus_per_node = 2")]
+
+
+def test_the_node_that_differs_from_most_is_the_bad_one() -> None:
+    others = [replace(GOOD, node=f"node{index:02d}") for index in (1, 2, 4)]
+    odd = replace(
+        GOOD,
+        node="node03",
+        versions={"python": "3.11.7", "torch": "2.12.0"},
+        gpus=replace(GOOD.gpus, driver="550.9"),
+    )
+    found = judge([*others[:2], odd, others[2]], {}, NEEDS)
+    assert [(finding.node, finding.reason) for finding in found] == [
+        ("node03", "driver is 550.9, elsewhere 570.1"),
+        ("node03", "torch is 2.12.0, elsewhere 2.13.0"),
+    ]
+
+
+def test_clocks_are_compared_with_the_middle_one() -> None:
+    clocks = {"node01": 100.0, "node02": 100.5, "node03": 103.1, "node04": 60.0, "node05": 100.2}
+    found = judge([], clocks, NEEDS)
+    assert [(finding.node, finding.level, finding.reason) for finding in found] == [
+        ("node03", "warning", "its clock is +2.9 s off"),
+        ("node04", "bad", "its clock is -40.2 s off"),
+    ]
+
+
+def test_a_rank_on_the_wrong_machine_is_noticed_by_its_address() -> None:
+    assert misplaced(GOOD, "192.0.2.1") == []
+    assert misplaced(GOOD, "127.0.0.17") == []
+    assert misplaced(GOOD, "node01-ib") == []  # a name: not looked up
+    (finding,) = misplaced(GOOD, "192.0.2.2")
+    assert finding.reason == "its address is 192.0.2.2, but node01, which answers for it, has 127.0.0.1, 192.0.2.1"
+
+
+def test_the_report_names_bad_nodes_with_reason_and_fix_and_folds_the_good_ones() -> None:
+    findings = (absent("node03", 48.0), Finding("node02", "its clock is +2.9 s off", "start NTP", "warning"))
+    report = Report(("node01", "node02", "node03", "node04"), findings, (), 4, 48.2)
+    assert not report.passed
+    assert report.bad_nodes == ("node03",)
+    (bad,) = to_json(report)["bad_nodes"]
+    assert (bad["name"], bad["reason"]) == ("node03", "no report within 48 s")
+    assert to_text(report).splitlines() == [
+        "preflight: 3 of 4 nodes are good, 4 needed (48.2 s)",
+        "  node03  bad      no report within 48 s",
+        "                   -> it is down, or does not see the run directory: look at sinfo -R and at its mounts",
+        "  node02  warning  its clock is +2.9 s off",
+        "                   -> start NTP",
+        "  ok       node[01,04]",
+    ]
+
+
+def test_a_report_with_spares_says_which_hosts_are_used() -> None:
+    report = Report(("node01", "node02", "node03"), (), ("node02", "node01"), 2, 1.0)
+    assert report.passed
+    assert to_text(report).splitlines()[-1] == "  used     node02, node01; spare: node03"
+
+
+def test_this_machines_facts_survive_their_file(tmp_path: Path) -> None:
+    facts = collect("node01", tmp_path, {"CUDA_VISIBLE_DEVICES": "0,1"}, 8, ["pid 1 (x) of run r"])
+    write_facts(tmp_path, facts)
+    read = read_facts(tmp_path, "node01")
+    assert read is not None
+    assert (read.canary, read.memory_total, read.logical_slots) == (facts.canary, facts.memory_total, 2)
+    assert read.versions["ray"] == "2.60.0"
+    assert "127.0.0.1" in read.addresses["lo"]
+    assert read_facts(tmp_path, "node02") is None
+
+
+def test_gpus_are_counted_by_device_file_and_limited_by_what_the_job_may_see(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert gpu_facts({}, tmp_path).visible == 3
+    assert gpu_facts({"CUDA_VISIBLE_DEVICES": "0,2"}, tmp_path).visible == 2
+    assert gpu_facts({"CUDA_VISIBLE_DEVICES": ""}, tmp_path).visible == 0
+    assert gpu_facts({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, tmp_path).visible == 3
+
+
+def test_logical_slots_are_what_the_scheduler_gave() -> None:
+    assert logical_slots({"CUDA_VISIBLE_DEVICES": "0,1"}, 8) == 2
+    assert logical_slots({}, 8) == 8
+    assert logical_slots({}, None) is None

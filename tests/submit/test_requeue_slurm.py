@@ -1,0 +1,161 @@
+"""The two ends of an attempt on a real Slurm: requeue away from a bad node, hold, cancel, done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from r1hpc.cluster.requeue import parse_job
+from r1hpc.rehearsal.cluster import RehearsalCluster
+from r1hpc.submit.parameters import HOME
+
+pytestmark = pytest.mark.slurm
+
+SCRIPT = """#!/bin/bash
+#SBATCH --nodes={nodes} --ntasks-per-node=1 --requeue --open-mode=append --time=5
+#SBATCH --output={run}/log
+export R1HPC_RUN_DIR={run} R1HPC_HOME={home} R1HPC_PYTHON={python}
+. {home}/sbatch/hooks.sh
+r1hpc_begin
+srun bash -c '{main}'
+rc=$?
+r1hpc_end $rc
+exit $rc
+"""
+
+
+class Run:
+    """A run directory, and jobs that carry out small scripts in it."""
+
+    def __init__(self, cluster: RehearsalCluster, root: Path) -> None:
+        self.cluster, self.root = cluster, root
+
+    def settings(self, **changes: object) -> None:
+        """Write run.json."""
+        record = {"run_id": "small-1", "submitted": 0.0, "max_crashes": 3, "restart": "requeue", "num_nodes": 1}
+        (self.root / "run.json").write_text(json.dumps(record | changes), encoding="utf-8")
+
+    def submit(self, main: str, nodes: int = 1, *options: str) -> str:
+        """Submit the script; returns the job id."""
+        path = self.root / "script.sh"
+        text = SCRIPT.format(run=self.root, home=HOME, python=sys.executable, main=main, nodes=nodes)
+        path.write_text(text, encoding="utf-8")
+        return self.cluster.run(["sbatch", "--parsable", *options, str(path)], check=True).stdout.strip()
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """What scontrol says of the job."""
+        return parse_job(self.cluster.run(["scontrol", "show", "job", "-o", job_id], check=True).stdout)
+
+    def wait_for(self, job_id: str, states: set[str], deadline_s: float = 60) -> dict[str, str]:
+        """Wait until the job is in one of the states."""
+        end = time.monotonic() + deadline_s
+        while (job := self.job(job_id))["JobState"] not in states:
+            assert time.monotonic() < end, f"{job['JobState']} after {deadline_s} s; {self.log}"
+            time.sleep(0.2)
+        return job
+
+    def wait_until_held(self, job_id: str, deadline_s: float = 60) -> None:
+        """Wait until the job is held, then take it out of the queue."""
+        end = time.monotonic() + deadline_s
+        while "held" not in self.job(job_id)["Reason"].lower():
+            assert time.monotonic() < end, f"not held after {deadline_s} s"
+            time.sleep(0.2)
+        self.cluster.cancel(job_id)
+
+    def end(self, attempt: str) -> dict[str, object]:
+        """end.json of an attempt."""
+        record: dict[str, object] = json.loads((self.root / "attempts" / attempt / "end.json").read_text())
+        return record
+
+    @property
+    def log(self) -> str:
+        """The job's output."""
+        return (self.root / "log").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(slurm4: RehearsalCluster, request: pytest.FixtureRequest) -> Iterator[Run]:
+    root = slurm4.shared_dir / request.node.name[:40]
+    root.mkdir(parents=True)
+    run = Run(slurm4, root)
+    run.settings()
+    yield run
+    shutil.rmtree(root, ignore_errors=True)
+
+
+BAD_FIRST_TIME = """
+  echo $SLURMD_NODENAME >> $R1HPC_RUN_DIR/nodes
+  [ "${SLURM_RESTART_COUNT:-0}" -ge 1 ] && exit 0
+  echo "{\\"bad_nodes\\": [{\\"name\\": \\"$SLURMD_NODENAME\\"}]}" > $R1HPC_ATTEMPT/preflight.json
+  exit 76
+"""
+
+
+def test_a_bad_node_is_excluded_and_the_job_runs_elsewhere(run: Run) -> None:
+    job_id = run.submit(BAD_FIRST_TIME)
+    job = run.wait_for(job_id, {"COMPLETED", "FAILED"})
+    assert job["JobState"] == "COMPLETED", run.log
+    first, second = (run.root / "nodes").read_text(encoding="utf-8").split()
+    assert first != second
+    assert (job["ExcNodeList"], job["Restarts"]) == (first, "1")
+    assert (run.end(f"{job_id}-r0")["cause"], run.end(f"{job_id}-r1")["cause"]) == ("bad_node", "done")
+
+
+def test_a_pinned_bad_node_is_replaced_by_the_hostfiles_spare(run: Run) -> None:
+    run.settings(pinned=["node02", "node04"], num_nodes=1)
+    job_id = run.submit(BAD_FIRST_TIME, 1, "--nodelist=node02")
+    assert run.wait_for(job_id, {"COMPLETED", "FAILED"})["JobState"] == "COMPLETED", run.log
+    assert (run.root / "nodes").read_text(encoding="utf-8").split() == ["node02", "node04"]
+
+
+def test_without_a_spare_the_job_is_held_with_the_reason(run: Run) -> None:
+    run.settings(pinned=["node02"], num_nodes=1)
+    job_id = run.submit(BAD_FIRST_TIME, 1, "--nodelist=node02")
+    run.wait_until_held(job_id)
+    assert "0 of the hostfile's 1 hosts are left, 1 are needed" in run.log
+
+
+def test_crashes_without_progress_end_in_a_hold(run: Run) -> None:
+    run.settings(max_crashes=2)
+    job_id = run.submit("exit 9")
+    run.wait_until_held(job_id)
+    assert (run.end(f"{job_id}-r0")["action"], run.end(f"{job_id}-r1")["action"]) == ("requeue", "hold")
+    assert "2 attempts in a row without progress" in run.log
+
+
+def test_a_cancelled_job_never_runs_again(run: Run) -> None:
+    job_id = run.submit("trap exit\\ 75 TERM; touch $R1HPC_RUN_DIR/started; sleep 60 & wait")
+    end = time.monotonic() + 30
+    while not (run.root / "started").exists():
+        assert time.monotonic() < end, run.log
+        time.sleep(0.1)
+    run.cluster.cancel(job_id)
+    job = run.wait_for(job_id, {"CANCELLED"})
+    assert job["Restarts"] == "0"
+    time.sleep(2)
+    assert run.job(job_id)["JobState"] == "CANCELLED"
+
+
+def test_a_complete_run_leaves_at_once_and_opens_no_attempt(run: Run) -> None:
+    (run.root / "DONE").touch()
+    job_id = run.submit("touch $R1HPC_RUN_DIR/started")
+    assert run.wait_for(job_id, {"COMPLETED", "FAILED"})["JobState"] == "COMPLETED"
+    assert not (run.root / "started").exists()
+    assert not (run.root / "attempts").exists()
+
+
+def test_a_failed_attempt_of_a_chain_does_not_requeue_but_a_hold_stops_the_next(run: Run) -> None:
+    run.settings(restart="chain", max_crashes=1)
+    job_id = run.submit("exit 9")
+    job = run.wait_for(job_id, {"COMPLETED", "FAILED"})
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "9:0")
+    assert "1 attempts in a row" in (run.root / "HOLD").read_text(encoding="utf-8")
+    job_id = run.submit("touch $R1HPC_RUN_DIR/started")
+    assert run.wait_for(job_id, {"COMPLETED", "FAILED"})["JobState"] == "FAILED"
+    assert not (run.root / "started").exists()
