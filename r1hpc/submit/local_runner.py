@@ -22,6 +22,7 @@ from submitit.local.local import LocalExecutor
 from r1hpc.config import Config, load_config
 from r1hpc.publish import publish_json
 from r1hpc.rundir import RunDir
+from r1hpc.submit.follow import LogTail
 from r1hpc.submit.local import exit_record
 from r1hpc.submit.stages import BY_NAME, Stage
 
@@ -90,6 +91,7 @@ def _run_tasks(name: str, tasks: list[Callable[[], Any]], parallel: int, minutes
     waiting = list(enumerate(tasks))
     running: list[tuple[int, Job[Any]]] = []
     finished = 0
+    tail = LogTail()
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
@@ -104,11 +106,21 @@ def _run_tasks(name: str, tasks: list[Callable[[], Any]], parallel: int, minutes
                 finished += 1
                 if len(tasks) > 1:
                     log.info("stage %s: %d of %d tasks done", name, finished, len(tasks))
+            if len(tasks) == 1:
+                _show(tail, folder)
             time.sleep(_POLL_S)
     finally:
+        if len(tasks) == 1:
+            _show(tail, folder)
         for _, job in running:
             os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it on to the task
             job.wait()
+
+
+def _show(tail: LogTail, folder: Path) -> None:
+    """Pass the task's output on as it comes."""
+    for line in tail.new_lines(sorted(folder.glob("*_log.out"))):
+        print(line, flush=True)
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> None:

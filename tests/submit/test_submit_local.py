@@ -1,0 +1,84 @@
+"""`submit --cluster local`: the preflight stage on this bare host, ended by a signal, refused while it lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from r1hpc.cluster.leftovers import processes_of
+from r1hpc.submit.parameters import HOME
+
+SUBMIT = [sys.executable, "-m", "r1hpc.submit", "configs/rehearsal.yaml", "--stage", "preflight", "--cluster", "local"]
+# Two hosts are enough here; ports of their own, since a private Slurm's jobs may run beside.
+SMALL = ["hosts.num_nodes=2", "perf.pipeline_model_parallel_size=1", "perf.decoder_last_pipeline_num_layers=null"]
+SMALL += ["hosts.port_base=45000"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """A run root; whatever a failed test leaves running is ended by its run id."""
+    yield tmp_path
+    for path in tmp_path.glob("*/run.json"):
+        for process in processes_of(json.loads(path.read_text(encoding="utf-8"))["run_id"]):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def _submit(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    settings = [word for pair in [*SMALL, f"run.root={root}"] for word in ("--set", pair)]
+    return subprocess.run(
+        [*SUBMIT, *settings, *options], cwd=HOME, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def _run_id(root: Path) -> str:
+    return str(json.loads((root / "rehearsal" / "run.json").read_text(encoding="utf-8"))["run_id"])
+
+
+def _wait_for(condition: Path, deadline_s: float) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition.exists():
+        assert time.monotonic() < end, f"{condition} is not there after {deadline_s} s"
+        time.sleep(0.1)
+
+
+def test_preflight_stage_on_a_bare_host(root: Path) -> None:
+    done = _submit(root, "--wait")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (attempt,) = (root / "rehearsal" / "attempts").iterdir()
+    slots = json.loads((attempt / "placement.json").read_text(encoding="utf-8"))
+    assert [(slot["rank"], slot["host"], slot["gpu"]) for slot in slots] == [
+        (0, "local01", 0),
+        (1, "local01", 1),
+        (2, "local02", 0),
+        (3, "local02", 1),
+    ]
+    assert json.loads((attempt / "end.json").read_text(encoding="utf-8"))["cause"] == "done"
+    assert "2 of 2 nodes are good" in done.stdout
+    assert processes_of(_run_id(root)) == []
+
+
+def test_a_second_submit_is_refused_and_a_signal_ends_everything(root: Path) -> None:
+    first = _submit(root)
+    assert first.returncode == 0, first.stderr
+    pid = int(first.stdout.partition("pid ")[2].partition(",")[0])
+    attempts = root / "rehearsal" / "attempts" / "local-r0"
+    _wait_for(attempts / "launch.json", 60)
+    second = _submit(root)
+    assert second.returncode == 1
+    assert f"is live already: pid {pid}" in second.stderr
+    os.kill(pid, signal.SIGTERM)
+    _wait_for(root / "rehearsal" / "logs" / "local.json", 60)
+    verdict = json.loads((root / "rehearsal" / "logs" / "local.json").read_text(encoding="utf-8"))
+    assert verdict == {"exit_code": 143, "reason": "terminated by a signal"}
+    end = time.monotonic() + 20
+    while left := processes_of(_run_id(root)):
+        assert time.monotonic() < end, left
+        time.sleep(0.2)
