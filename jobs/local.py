@@ -21,6 +21,7 @@ from types import FrameType
 from r1hpc import exit_codes
 from r1hpc.cluster.hostfile_forms import write_hydra
 from r1hpc.cluster.hosts import ClusterHost
+from r1hpc.cluster.node import ROLL_CALL_S
 from r1hpc.cluster.processes import ATTEMPT, RUN
 from r1hpc.config import load_config
 from r1hpc.config.cluster import HostsConfig
@@ -31,8 +32,8 @@ from r1hpc.rundir import AttemptDir, RunDir
 logger = logging.getLogger(__name__)
 
 _FIRST_ADDRESS = 10
-_LEAVE_S = 30.0
-"""Agents leave together; one that stays so much longer than the first is ended."""
+_LEAVE_S = ROLL_CALL_S + 15.0
+"""Agents leave together; one that never met the head waits for it as long as the roll call lasts."""
 _STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 

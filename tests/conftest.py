@@ -54,6 +54,15 @@ def namespaces(slurm_installed: None) -> None:
         _skip(str(error))
 
 
+@pytest.fixture(autouse=True)
+def marked_needs(request: pytest.FixtureRequest) -> None:
+    """Give the markers their meaning: `slurm` needs Slurm installed, `ns` needs namespaces too."""
+    if request.node.get_closest_marker("ns"):
+        request.getfixturevalue("namespaces")
+    elif request.node.get_closest_marker("slurm"):
+        request.getfixturevalue("slurm_installed")
+
+
 @pytest.fixture(scope="session")
 def slurm4(cluster_base: Path, slurm_installed: None) -> Iterator[RehearsalCluster]:
     """Four nodes: namespaces as root, else loopback. One for the whole run: leave it idle."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from r1hpc import exit_codes
 from r1hpc.cluster.head_agent import HeadAgent
 from r1hpc.cluster.launch import read_secret
-from r1hpc.cluster.node import Node, keep_ray_logs, remove_temp_dir
+from r1hpc.cluster.node import Node
 from r1hpc.cluster.outcome import Outcome, write_outcome
-from r1hpc.cluster.ray_command import make_temp_dir
 from r1hpc.cluster.rollcall import Attendance, RollCall
+from r1hpc.cluster.scratch import keep_ray_logs, make_scratch, remove_scratch
 from r1hpc.cluster.supervisor import Supervisor
 from r1hpc.cluster.worker_agent import WorkerAgent
 from r1hpc.errors import BringUpError
@@ -24,20 +24,20 @@ _LEAVE_S = 15.0
 
 def run_agent(node: Node) -> int:
     """Run this host's part of the attempt; returns the exit code that all its agents leave with."""
-    temp_dir = make_temp_dir(node.mark)
+    scratch = make_scratch(node.mark, node.marks)
     node.attempt.logs.mkdir(parents=True, exist_ok=True)
     try:
-        with Supervisor(node.mark, node.attempt.logs, node.host.name) as supervisor:
+        with Supervisor(node.mark, node.attempt.logs, node.host.name, scratch) as supervisor:
             lead = _lead if node.host == node.launch.head else _follow
-            outcome = lead(node, supervisor, temp_dir)
+            outcome = lead(node, supervisor, scratch)
         if outcome.exit_code != exit_codes.SUCCESS:
-            keep_ray_logs(temp_dir, node.attempt.logs / f"{node.host.name}-ray")
+            keep_ray_logs(scratch, node.attempt.logs / f"{node.host.name}-ray")
     finally:
-        remove_temp_dir(temp_dir)
+        remove_scratch(scratch)
     return outcome.exit_code
 
 
-def _lead(node: Node, supervisor: Supervisor, temp_dir: Path) -> Outcome:
+def _lead(node: Node, supervisor: Supervisor, scratch: Path) -> Outcome:
     expected = [host.name for host in node.launch.hosts if host != node.host]
     try:
         roll_call = RollCall(node.roll_call, expected, read_secret(node.attempt.secret))
@@ -47,7 +47,7 @@ def _lead(node: Node, supervisor: Supervisor, temp_dir: Path) -> Outcome:
             f"the head's agent cannot listen on {address} port {port}: {error.strerror}; "
             f"is that {node.host.name}'s address, and hosts.port_base = {node.launch.port_base} free there?"
         ) from None
-    outcome = HeadAgent(node, supervisor, roll_call, temp_dir).run()
+    outcome = HeadAgent(node, supervisor, roll_call, scratch).run()
     # First of all: the kill may come any moment now, and the decision to requeue reads this.
     write_outcome(node.attempt.outcome, outcome)
     logger.info("attempt %s: exit code %d: %s", node.attempt.root.name, outcome.exit_code, outcome.reason)
@@ -59,9 +59,9 @@ def _lead(node: Node, supervisor: Supervisor, temp_dir: Path) -> Outcome:
     return outcome
 
 
-def _follow(node: Node, supervisor: Supervisor, temp_dir: Path) -> Outcome:
+def _follow(node: Node, supervisor: Supervisor, scratch: Path) -> Outcome:
     attendance = Attendance(node.roll_call, node.host.name, read_secret(node.attempt.secret))
-    outcome = WorkerAgent(node, supervisor, attendance, temp_dir).run()
+    outcome = WorkerAgent(node, supervisor, attendance, scratch).run()
     if outcome.exit_code != exit_codes.SUCCESS:
         logger.info("%s leaves with exit code %d: %s", node.host.name, outcome.exit_code, outcome.reason)
     left = supervisor.stop_all()

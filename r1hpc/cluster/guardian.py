@@ -5,12 +5,15 @@ PR_SET_PDEATHSIG reaches direct children only; an engine that an actor started w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from types import TracebackType
 
 from r1hpc.cluster.processes import kill, processes_of_node
+from r1hpc.cluster.scratch import remove_scratch
 
 _RELEASED = b"."
 _PAUSE_S = 0.05
@@ -20,8 +23,9 @@ _LIMIT_S = 30.0
 class Guardian:
     """Watches the process that enters it; must be entered before any thread is started."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, scratch: Path) -> None:
         self._node = node
+        self._scratch = scratch
         self.pid = 0
 
     def __enter__(self) -> Guardian:
@@ -29,7 +33,7 @@ class Guardian:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._held)
-            _watch(watched, self._node)
+            _watch(watched, self._node, self._scratch)
         os.close(watched)
         os.set_inheritable(self._held, False)
         return self
@@ -37,12 +41,13 @@ class Guardian:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.write(self._held, _RELEASED)
+        with contextlib.suppress(BrokenPipeError, ChildProcessError):  # somebody killed it
+            os.write(self._held, _RELEASED)
+            os.waitpid(self.pid, 0)
         os.close(self._held)
-        os.waitpid(self.pid, 0)
 
 
-def _watch(pipe: int, node: str) -> None:
+def _watch(pipe: int, node: str, scratch: Path) -> None:
     """In the guardian: wait for the release or the agent's death; never returns."""
     try:
         os.setsid()
@@ -50,6 +55,7 @@ def _watch(pipe: int, node: str) -> None:
             signal.signal(number, signal.SIG_IGN)
         if os.read(pipe, 1) != _RELEASED:
             _end_all(node)
+            remove_scratch(scratch)
     finally:
         # Never back into the agent's code: this is its fork.
         os._exit(0)

@@ -25,11 +25,11 @@ _BACKSTOP_S = 30.0
 class HeadAgent:
     """One attempt, seen from its first host."""
 
-    def __init__(self, node: Node, supervisor: Supervisor, roll_call: RollCall, temp_dir: Path) -> None:
+    def __init__(self, node: Node, supervisor: Supervisor, roll_call: RollCall, scratch: Path) -> None:
         self._node = node
         self._supervisor = supervisor
         self._roll_call = roll_call
-        self._temp_dir = temp_dir
+        self._scratch = scratch
         self._environment = ray_environment(node.inherited, node.launch, node.host, node.attempt.secret, node.marks)
         self._driver: subprocess.Popen[bytes] | None = None
         self._head_is_up = False
@@ -41,7 +41,7 @@ class HeadAgent:
     def run(self) -> Outcome:
         """Run the attempt to its end. Everything that was started still runs when this returns."""
         self._started = time.monotonic()
-        command = start_command(self._node.launch, self._node.host, self._temp_dir)
+        command = start_command(self._node.launch, self._node.host, self._scratch)
         self._supervisor.start("ray", command, self._environment)
         while (outcome := self._tick()) is None:
             time.sleep(TICK_S)

@@ -1,4 +1,4 @@
-"""What a run has left behind: processes by their mark, temporary directories by their owner's mark."""
+"""What a run has left behind on this machine: processes by their mark, scratch directories by their owner's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from r1hpc.cluster.processes import MarkedProcess, kill, marked_processes
+from r1hpc.cluster.scratch import remove_scratch, scratch_of_run
 
 _PAUSE_S = 0.05
 
@@ -24,7 +25,7 @@ def processes_of_others(run_id: str) -> list[MarkedProcess]:
 
 
 def end_earlier_attempts(run_id: str, attempt: Path, deadline_s: float = 10.0) -> list[MarkedProcess]:
-    """Kill what earlier attempts of this very run have left on this machine; returns what was killed.
+    """Kill what earlier attempts of this very run have left, then remove their scratch; returns what was killed.
 
     Only processes that an agent of the run started (they carry its mark), never those of this attempt.
     """
@@ -42,6 +43,9 @@ def end_earlier_attempts(run_id: str, attempt: Path, deadline_s: float = 10.0) -
             ended[process.pid] = process
             kill(process.pid, signal.SIGKILL)
         time.sleep(_PAUSE_S)
+    for scratch, owner in scratch_of_run(run_id).items():
+        if Path(owner) != attempt:
+            remove_scratch(scratch)
     return list(ended.values())
 
 

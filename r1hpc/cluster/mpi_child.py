@@ -1,31 +1,42 @@
-"""MPI in a forked child: MPI_Init may hang for ever when one node is bad, and then the parent still judges."""
+"""MPI in a child process: MPI_Init may hang for ever when one node is bad, and then the parent still judges.
+
+The child inherits the launcher's connection (PMI_FD) and is the rank; the parent never touches MPI.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import select
-import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from r1hpc.cluster.processes import kill
+from r1hpc.cluster.processes import shared_memory_of
 from r1hpc.errors import PreflightError
+
+_LEAVE_S = 10.0
+_TRANSPORT = {"OMPI_MCA_btl": "self,tcp"}
+"""Open MPI's shared memory crashes between hosts that are one machine, and one rank a host has no use for it."""
 
 
 class MpiChild:
     """This process's rank in MPI_COMM_WORLD, held by a child. Collective: every rank makes the same calls."""
 
     def __enter__(self) -> MpiChild:
-        commands, self._commands = os.pipe()
         self._answers, answers = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(self._commands)
-            os.close(self._answers)
-            _serve(commands, answers)
-        os.close(commands)
+        os.set_inheritable(answers, True)
+        home = Path(__file__).resolve().parents[2]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "r1hpc.cluster.mpi_rank", str(answers)],
+            stdin=subprocess.PIPE,
+            cwd=home,
+            env=_TRANSPORT | os.environ,
+            close_fds=False,  # the launcher's connection is one of them
+        )
         os.close(answers)
         self._unread = b""
         return self
@@ -33,10 +44,16 @@ class MpiChild:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._commands)  # the child finalizes MPI and leaves
-        if kind is not None or not self._leaves(deadline_s=10.0):
-            kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        assert self._process.stdin is not None, "made with stdin=PIPE"
+        try:
+            self._process.stdin.close()  # the child finalizes MPI and leaves
+            self._process.wait(_LEAVE_S if kind is None else 0)
+        except (subprocess.TimeoutExpired, BrokenPipeError):
+            segments = shared_memory_of(self._process.pid)
+            self._process.kill()
+            self._process.wait()
+            for segment in segments:  # MPI would have removed them at its end
+                segment.unlink(missing_ok=True)
         os.close(self._answers)
 
     def begin(self, size: int, deadline: float) -> None:
@@ -60,7 +77,12 @@ class MpiChild:
         return [(value, clock) for value, clock in self._ask({"exchange": value}, deadline, "MPI_Allgather")]
 
     def _ask(self, command: dict[str, Any], deadline: float, what: str) -> Any:
-        os.write(self._commands, json.dumps(command).encode() + b"\n")
+        assert self._process.stdin is not None, "made with stdin=PIPE"
+        try:
+            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the missing answer says the rest
         return self._answer(deadline, what)
 
     def _answer(self, deadline: float, what: str) -> Any:
@@ -75,40 +97,3 @@ class MpiChild:
             self._unread += part
         line, _, self._unread = self._unread.partition(b"\n")
         return json.loads(line)
-
-    def _leaves(self, deadline_s: float) -> bool:
-        deadline = time.monotonic() + deadline_s
-        while time.monotonic() < deadline:
-            if os.waitpid(self.pid, os.WNOHANG)[0]:
-                return True
-            time.sleep(0.01)
-        return False
-
-
-def _serve(commands: int, answers: int) -> None:
-    """In the child: join MPI, answer commands until they end; never returns."""
-    code = 1
-    try:
-        from mpi4py import MPI  # initializes MPI
-
-        world = MPI.COMM_WORLD
-        _write(answers, world.size)
-        with open(commands, encoding="utf-8") as lines:
-            for line in lines:
-                command = json.loads(line)
-                if "broadcast" in command:
-                    _write(answers, world.bcast(command["broadcast"], 0))
-                else:
-                    world.Barrier()
-                    _write(answers, world.allgather((command["exchange"], time.time())))
-        MPI.Finalize()
-        code = 0
-    finally:
-        # Never back into the caller's code: this is its fork.
-        os._exit(code)
-
-
-def _write(descriptor: int, value: Any) -> None:
-    data = json.dumps(value).encode() + b"\n"
-    while data:
-        data = data[os.write(descriptor, data) :]

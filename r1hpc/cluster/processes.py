@@ -61,6 +61,16 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def shared_memory_of(pid: int) -> list[Path]:
+    """The files of /dev/shm that a process has mapped and that still have a name."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    mapped = {line[line.index("/dev/shm/") :] for line in lines if "/dev/shm/" in line}
+    return [Path(name) for name in sorted(mapped) if not name.endswith(" (deleted)")]
+
+
 def kill(pid: int, signal_number: int) -> None:
     """Send a signal to a process that may be gone already."""
     try:

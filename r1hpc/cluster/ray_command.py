@@ -1,34 +1,28 @@
-"""How Ray's processes are started: command, environment, directory. Imports no Ray, so that an agent starts at once."""
+"""How Ray's processes are started: command and environment. Imports no Ray, so that an agent starts at once."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from r1hpc.cluster.hosts import ClusterHost
 from r1hpc.cluster.launch import Launch
-from r1hpc.errors import BringUpError
 
 _JOINED = b"Ray runtime started"
-_SOCKET_PATH_LIMIT = 107
-_SOCKET_IN_TEMP = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _INHERITED = ("RAY_", "PMI", "PMIX_", "OMPI_", "PRTE_", "HYDRA_", "HYDI_", "MPI_LOCAL", "SUBMITIT_")
 """Variables of the launcher that brought the agent up, and of some other Ray."""
 
 
-def start_command(launch: Launch, host: ClusterHost, temp_dir: Path) -> list[str]:
+def start_command(launch: Launch, host: ClusterHost, scratch: Path) -> list[str]:
     """`ray start` of one host: every address and port explicit, no dashboard, no log monitor."""
     ports = launch.ports(host)
     first, last = ports.workers
     options = {
         "node-ip-address": host.address,
         "node-name": host.name,
-        "temp-dir": temp_dir,
+        "temp-dir": scratch,
         "num-gpus": host.slots,
         # Logical: one for each slot's actor. Ray also starts this many idle workers ahead of time.
         "num-cpus": host.slots,
@@ -85,23 +79,3 @@ def ray_environment(
     devices = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(host.slots)))} if launch.device == "cpu" else {}
     # setproctitle would otherwise write the title over the environment, and with it over our marks.
     return kept | ray | devices | dict(marks) | {"SPT_NOENV": "1", "PYTHONPATH": os.pathsep.join(search_path)}
-
-
-def make_temp_dir(node: str) -> Path:
-    """Ray's directory of this node, empty and private; one that a killed agent left behind is replaced.
-
-    `node` names attempt and host. Raises BringUpError when no directory has a path short enough for Unix sockets.
-    """
-    name = f"r1-{os.getuid()}-{hashlib.sha256(node.encode()).hexdigest()[:10]}"
-    bases = [Path(base) for base in (tempfile.gettempdir(), "/tmp")]
-    short = [base for base in bases if len(str(base / name)) + _SOCKET_IN_TEMP <= _SOCKET_PATH_LIMIT]
-    if not short:
-        raise BringUpError(
-            f"{bases[0] / name}: too long for Ray's sockets: {len(str(bases[0] / name))} + {_SOCKET_IN_TEMP} "
-            f"characters, at most {_SOCKET_PATH_LIMIT}; set TMPDIR to a shorter path"
-        )
-    path = short[0] / name
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(mode=0o700)
-    return path

@@ -39,13 +39,13 @@ class Exit:
 class Supervisor:
     """Starts, reaps and ends the processes of one node. One to a process, entered before any thread is started."""
 
-    def __init__(self, node: str, logs: Path, log_prefix: str) -> None:
-        """`node` is the R1HPC_NODE mark that every child's environment carries."""
+    def __init__(self, node: str, logs: Path, log_prefix: str, scratch: Path) -> None:
+        """`node` is the R1HPC_NODE mark that every child's environment carries; `scratch` goes if we are killed."""
         self._node = node
         self._logs = logs
         self._prefix = log_prefix
         self._children: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
-        self._guardian = Guardian(node)
+        self._guardian = Guardian(node, scratch)
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def __enter__(self) -> Supervisor:

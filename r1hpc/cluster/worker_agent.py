@@ -21,11 +21,11 @@ _STOP_S = 5.0
 class WorkerAgent:
     """One attempt, seen from a host that is not the first."""
 
-    def __init__(self, node: Node, supervisor: Supervisor, attendance: Attendance, temp_dir: Path) -> None:
+    def __init__(self, node: Node, supervisor: Supervisor, attendance: Attendance, scratch: Path) -> None:
         self._node = node
         self._supervisor = supervisor
         self._attendance = attendance
-        self._temp_dir = temp_dir
+        self._scratch = scratch
         self._environment = ray_environment(node.inherited, node.launch, node.host, node.attempt.secret, node.marks)
         self._joins = 0
         self._joined = False
@@ -56,7 +56,7 @@ class WorkerAgent:
 
     def _join(self) -> None:
         self._joins += 1
-        command = start_command(self._node.launch, self._node.host, self._temp_dir)
+        command = start_command(self._node.launch, self._node.host, self._scratch)
         self._supervisor.start("ray", command, self._environment)
 
     def _take_exit(self, end: Exit) -> None:

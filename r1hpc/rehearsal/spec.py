@@ -12,6 +12,8 @@ from r1hpc.errors import RehearsalError
 
 MAX_NODES = 200
 
+MIN_CRED_EXPIRE_S = 5
+
 
 class Kind(StrEnum):
     """How a node of the private cluster is made."""
@@ -73,7 +75,7 @@ class ClusterSpec:
     """MessageTimeout: seconds that Slurm waits for an answer; a dead node is asked more than once before it is DOWN."""
 
     cred_expire_s: int = 10
-    """Seconds for which a requeued job waits before it may start again (Slurm's default is 120)."""
+    """Seconds for which a requeued job waits before it may start again; at least 5 (Slurm's default is 120)."""
 
     preempt_send_user_signal: bool = False
     """Send a job's --signal when it is preempted, as some sites do."""
@@ -87,6 +89,11 @@ class ClusterSpec:
         object.__setattr__(self, "kind", Kind(self.kind))
         if not 1 <= self.nodes <= MAX_NODES:
             raise RehearsalError(f"--nodes {self.nodes}: a private cluster has 1 to {MAX_NODES} nodes")
+        if self.cred_expire_s < MIN_CRED_EXPIRE_S:
+            raise RehearsalError(
+                f"--cred-expire-s {self.cred_expire_s}: at least {MIN_CRED_EXPIRE_S}: "
+                "Slurm takes less for a mistake, and then makes requeued jobs wait for 120 s"
+            )
         if self.gpus_per_node < 1:
             raise RehearsalError(f"--gpus-per-node {self.gpus_per_node}: a node has at least 1 logical GPU")
         for path in self.share:

@@ -79,6 +79,10 @@ class LocalAttempt:
             lambda: all(any(needle in _command(p.pid) for p in self.started()) for needle in needles), deadline_s
         )
 
+    def children(self, *needles: str) -> list[int]:
+        """Pids of what agents have started and whose command holds all the needles."""
+        return [p.pid for p in self.started() if all(needle in _command(p.pid) for needle in needles)]
+
     def started(self) -> list[MarkedProcess]:
         """What agents have started and is alive."""
         return [process for process in self.processes() if process.node is not None]

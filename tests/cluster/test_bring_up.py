@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc import exit_codes
+from r1hpc.cluster.scratch import scratch_of_run
 from tests.cluster.loopback import LocalAttempt, make_run
 
 Start = Callable[..., LocalAttempt]
@@ -31,10 +32,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
         attempt.process.kill()
         for process in attempt.processes():
             os.kill(process.pid, signal.SIGKILL)
-
-
-def _is_head(pid: int) -> bool:
-    return b"--head" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
 def test_signals_to_all_that_agents_start_harm_nothing_and_every_slot_is_placed(start: Start) -> None:
@@ -77,11 +74,12 @@ def test_a_killed_worker_agent_is_named_and_nothing_of_its_node_lives_on(start: 
     assert attempt.finish() == exit_codes.NODE_LOST
     assert attempt.outcome["lost_nodes"] == ["local02"]
     attempt.wait_until_gone()
+    assert scratch_of_run(attempt.run_id) == {}
 
 
 def test_a_killed_head_agent_is_noticed_by_the_others_which_leave(start: Start) -> None:
     attempt = start("hosts.num_nodes=3")
-    attempt.wait_for_children("gcs_server")
+    attempt.wait_for_children("--node-name=local02", "--node-name=local03")
     worker_logs = [attempt.attempt.logs / f"local0{index}-agent.log" for index in (2, 3)]
     os.kill(attempt.agent("local01"), signal.SIGKILL)
     assert attempt.finish() == exit_codes.NODE_LOST
@@ -93,9 +91,7 @@ def test_a_killed_head_agent_is_noticed_by_the_others_which_leave(start: Start) 
 def test_a_ray_that_dies_on_the_head_ends_the_attempt_and_its_logs_are_kept(start: Start) -> None:
     attempt = start("hosts.num_nodes=2")
     attempt.wait_for_children("gcs_server", "raylet/raylet --")
-    (ray,) = [
-        process.pid for process in attempt.started() if " start --block" in process.command and _is_head(process.pid)
-    ]
+    (ray,) = attempt.children("--head", "--block")
     os.kill(ray, signal.SIGKILL)
     assert attempt.finish() == exit_codes.BRING_UP_FAILED
     assert attempt.outcome["lost_nodes"] == ["local01"]
@@ -107,7 +103,7 @@ def test_a_ray_that_dies_on_the_head_ends_the_attempt_and_its_logs_are_kept(star
 def test_a_ray_that_dies_before_it_has_joined_is_started_again(start: Start) -> None:
     attempt = start("hosts.num_nodes=2", "hosts.gpus_per_node=1")
     attempt.wait_for_children("--address 127.0.0.10:")
-    (ray,) = [process.pid for process in attempt.started() if "--address 127.0.0.10:" in process.command]
+    (ray,) = attempt.children("--address 127.0.0.10:", "--block")
     os.kill(ray, signal.SIGKILL)
     assert attempt.finish() == exit_codes.SUCCESS
     assert (attempt.attempt.logs / "local02-ray.log").read_text(encoding="utf-8").count("Ray runtime started") == 1
@@ -119,7 +115,7 @@ def test_a_training_run_says_that_this_version_has_no_loop(start: Start) -> None
     assert "no training loop yet" in attempt.outcome["reason"]
 
 
-def test_too_many_slots_asked_of_a_host_is_told_before_anything_starts(start: Start) -> None:
+def test_a_preflight_that_fails_starts_no_agent(start: Start) -> None:
     attempt = start("hosts.num_nodes=1", "hosts.host_memory_gib=1000000")
     assert attempt.finish() == exit_codes.PREFLIGHT_FAILED
     report = json.loads(attempt.attempt.report.read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ _AGENT = """
 
     node, logs, script = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     marks = {"R1HPC_RUN": node, "R1HPC_ATTEMPT": "/attempts/1", "R1HPC_NODE": node}
-    with Supervisor(node, logs, "n1") as supervisor:
+    with Supervisor(node, logs, "n1", logs / "scratch") as supervisor:
         supervisor.start("child", ["bash", "-c", script], dict(os.environ) | marks)
         ACTION
 """

@@ -117,10 +117,11 @@ def test_zombie_is_not_alive(start: Start, wait_for: WaitFor) -> None:
     assert not ProcessId.of(process.pid).alive()
 
 
-def test_process_that_cannot_be_ended_is_named() -> None:
-    # A process of a pid which SIGKILL does not end: our own, spared by asking for it under a false start time.
-    with pytest.raises(RehearsalError, match=r"still there 0.1 s after SIGKILL: 1 \("):
-        end_all(lambda: [1] if not os.geteuid() else [1], deadline_s=0.1)
+def test_process_that_stays_is_named_with_its_state(start: Start, wait_for: WaitFor) -> None:
+    process = start("true")
+    wait_for(lambda: not ProcessId.of(process.pid).alive(), 5)  # a zombie, which no signal ends
+    with pytest.raises(RehearsalError, match=rf"still there 0.1 s after SIGKILL: {process.pid} \(true, state Z\)"):
+        end_all(lambda: [process.pid], deadline_s=0.1)
 
 
 def test_own_network_namespace_is_readable() -> None:

@@ -19,6 +19,11 @@ def test_number_of_nodes_has_limits(nodes: int) -> None:
         ClusterSpec(directory=Path("/srv/private"), nodes=nodes)
 
 
+def test_requeue_wait_that_slurm_would_silently_make_120_seconds_is_refused() -> None:
+    with pytest.raises(RehearsalError, match=r"--cred-expire-s 4: at least 5: .* 120 s"):
+        ClusterSpec(directory=Path("/srv/private"), cred_expire_s=4)
+
+
 def test_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="vm"):
         ClusterSpec(directory=Path("/srv/private"), kind="vm")  # type: ignore[arg-type]
