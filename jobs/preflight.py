@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 from jobs.identity import Identity, identify
 from r1hpc import exit_codes
@@ -21,7 +23,9 @@ from r1hpc.rundir import AttemptDir, RunDir
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when the run may start, 76 when a node must not be used."""
+    """Exit code 0 when the run may start, 76 when a node must not be used, 75 when a signal asks to stop."""
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, _leave)
     parser = argparse.ArgumentParser(prog="python -m jobs.preflight", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("attempt", type=Path)
@@ -37,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except R1hpcError as error:
         print(f"preflight: {error}", file=sys.stderr)
         return exit_codes.PREFLIGHT_FAILED
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    # Nothing is running yet that would have to be stopped in order.
+    sys.exit(exit_codes.STOP_REQUESTED)
 
 
 def rank_of(identity: Identity, environment: Mapping[str, str]) -> Rank:

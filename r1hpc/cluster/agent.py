@@ -19,7 +19,9 @@ from r1hpc.errors import BringUpError
 logger = logging.getLogger(__name__)
 
 _LEAVE_S = 15.0
-"""The other agents have this long to take their nodes down before the head leaves without them."""
+"""The other agents have this long to take their nodes down; one that never hears of a success calls it a loss."""
+_HASTY_LEAVE_S = 5.0
+"""The same for an attempt that was asked to stop: the kill is near, and every agent has heard already."""
 
 
 def run_agent(node: Node) -> int:
@@ -52,9 +54,10 @@ def _lead(node: Node, supervisor: Supervisor, scratch: Path) -> Outcome:
     write_outcome(node.attempt.outcome, outcome)
     logger.info("attempt %s: exit code %d: %s", node.attempt.root.name, outcome.exit_code, outcome.reason)
     supervisor.stop_all()
-    staying = roll_call.dismiss(outcome, _LEAVE_S)
+    patience_s = _HASTY_LEAVE_S if outcome.exit_code == exit_codes.STOP_REQUESTED else _LEAVE_S
+    staying = roll_call.dismiss(outcome, patience_s)
     if staying:
-        logger.warning("agents still there after %g s: %s", _LEAVE_S, ", ".join(staying))
+        logger.warning("agents still there after %g s: %s", patience_s, ", ".join(staying))
     roll_call.close()
     return outcome
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from r1hpc import exit_codes
@@ -35,7 +36,8 @@ class HeadAgent:
         self._head_is_up = False
         self._told: set[str] = set()
         self._joining: set[str] = set()
-        self._forwarded: list[str] = []
+        self._own_stops = 0
+        self._stops: list[str] = []
         self._stopping_since: float | None = None
 
     def run(self) -> Outcome:
@@ -53,7 +55,9 @@ class HeadAgent:
         outcome = self._judge_agents(answers) or self._judge_children(ended) or self._judge_time()
         if outcome is None:
             self._bring_up(answers.joined)
-        return outcome or self._forward_stops([*self._node.stop_requests, *answers.stops])
+        own = self._node.stop_requests[self._own_stops :]
+        self._own_stops += len(own)
+        return outcome or self._forward_stops([*(f"{name} at {self._node.host.name}" for name in own), *answers.stops])
 
     def _bring_up(self, joined: list[str]) -> None:
         """Start the driver as soon as Ray listens; let the others join once the head has, so many at a time."""
@@ -105,17 +109,18 @@ class HeadAgent:
 
     def _forward_stops(self, requests: list[str]) -> Outcome | None:
         """Hand stop requests on to the driver; a driver that does not leave in time is left behind."""
-        for request in requests[len(self._forwarded) :]:
-            self._forwarded.append(request)
+        for request in requests:
+            self._stops.append(request)
             self._tell_driver({"stop": request})
-        if not self._forwarded:
+        if not self._stops:
             return None
         self._stopping_since = self._stopping_since or time.monotonic()
-        outcome = Outcome(exit_codes.STOP_REQUESTED, f"asked to stop by {', '.join(self._forwarded)}")
+        outcome = Outcome(exit_codes.STOP_REQUESTED, f"asked to stop by {', '.join(dict.fromkeys(self._stops))}")
         if self._driver is None:
             return outcome
-        insistent = sum("TERM" in request for request in self._forwarded) > 1 or not self._placed
-        return outcome if insistent and time.monotonic() - self._stopping_since > _STOP_S else None
+        # Slurm signals all agents at once, so only a second TERM at the same one means that no grace is left.
+        again = any("TERM" in request and count > 1 for request, count in Counter(self._stops).items())
+        return outcome if (again or not self._placed) and time.monotonic() - self._stopping_since > _STOP_S else None
 
     def _start_driver(self) -> subprocess.Popen[bytes]:
         node = self._node

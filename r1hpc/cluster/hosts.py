@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Iterable, Sequence
+import socket
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,18 +55,37 @@ def read_nodes(begin: Path) -> list[Node]:
     return [Node(node["name"], node["address"]) for node in record["nodes"]]
 
 
-def in_hostfile_order(nodes: Sequence[Node], wanted: Sequence[str]) -> list[Node]:
+def addresses_of(name: str) -> list[str]:
+    """The addresses that the system's resolver gives for a name; [] when it knows none."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return []
+    return [str(entry[4][0]) for entry in found]
+
+
+def in_hostfile_order(
+    nodes: Sequence[Node], wanted: Sequence[str], resolve: Callable[[str], Sequence[str]] = addresses_of
+) -> list[Node]:
     """The nodes in the order of a hostfile's names; lines that match no node are spares.
 
+    A name is a NodeName or an address; only when that leaves nodes over are the remaining names resolved.
     Raises ClusterError naming nodes that no line names: the job is on hosts that nobody asked for.
     """
     by_name = {name: node for node in nodes for name in (node.address, node.name)}
-    ordered = [by_name[name] for name in wanted if name in by_name]
+    matched = {name: by_name[name] for name in wanted if name in by_name}
+    if set(nodes) - set(matched.values()):
+        for name in [name for name in wanted if name not in matched]:
+            addresses = resolve(name)
+            found = next((node for node in nodes if node.address in addresses), None)
+            if found is not None:
+                matched[name] = found
+    ordered = list(dict.fromkeys(matched[name] for name in wanted if name in matched))
     strangers = [f"{node.name} ({node.address})" for node in nodes if node not in ordered]
     if strangers:
         raise ClusterError(
-            f"the job has nodes that the hostfile does not name: {', '.join(strangers)}; "
-            f"its lines must be NodeNames or addresses of Slurm (scontrol show node), it names {', '.join(wanted)}"
+            f"the job has nodes that the hostfile does not name: {', '.join(strangers)}; its lines must be NodeNames, "
+            f"addresses (scontrol show node) or names that resolve to them; it names {', '.join(wanted)}"
         )
     return ordered
 

@@ -76,8 +76,11 @@ class Layout:
 
     @property
     def record(self) -> Path:
-        """What is known of the running cluster (`ClusterRecord`)."""
-        return self.directory / "cluster.json"
+        """What is known of the running cluster (`ClusterRecord`).
+
+        In a folder that `clear` removes, with what a killed publisher leaves beside it.
+        """
+        return self.directory / "run" / "cluster.json"
 
     @property
     def lock(self) -> Path:
@@ -139,4 +142,3 @@ class Layout:
             return
         for name in TRANSIENT:
             shutil.rmtree(self.directory / name, ignore_errors=True)
-        self.record.unlink(missing_ok=True)

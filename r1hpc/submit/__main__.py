@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from r1hpc.errors import R1hpcError
@@ -35,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     except R1hpcError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # `| head` has seen enough; what was submitted goes on. The interpreter must not flush into the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("stopped following; what was submitted goes on", file=sys.stderr)
         return 130

@@ -24,11 +24,7 @@ def input_problems(config: Config, stages: Iterable[Stage]) -> list[str]:
     if "train" in names:
         if "convert" not in names and config.ckpt.ref_load is not None:
             problems += _directory("ckpt.ref_load", config.ckpt.ref_load)
-        path = Path(config.rollout.prompt_data.partition("@[")[0])
-        if not path.is_file():
-            problems.append(f"rollout.prompt_data = {path}: no such file; every node reads it from there")
-        elif not os.access(path, os.R_OK):
-            problems.append(f"rollout.prompt_data = {path}: permission denied")
+        problems += _file("rollout.prompt_data", config.rollout.prompt_data.partition("@[")[0])
     return problems
 
 
@@ -120,10 +116,27 @@ def choose_hosts(hosts: Sequence[str], config: Config) -> list[str]:
     return left[: config.hosts.num_nodes]
 
 
+# os.path, not pathlib: Path.is_dir raises where a directory above is closed.
+
+
 def _directory(key: str, value: str) -> list[str]:
-    path = Path(value)
-    if not path.is_dir():
-        return [f"{key} = {value}: no such directory"]
-    if not os.access(path, os.R_OK | os.X_OK):
-        return [f"{key} = {value}: permission denied"]
-    return []
+    if os.access(value, os.R_OK | os.X_OK) and os.path.isdir(value):
+        return []
+    return [f"{key} = {value}: {_what_is_wrong(value, 'directory')}"]
+
+
+def _file(key: str, value: str) -> list[str]:
+    if os.access(value, os.R_OK) and os.path.isfile(value):
+        return []
+    return [f"{key} = {value}: {_what_is_wrong(value, 'file')}; every node reads it from there"]
+
+
+def _what_is_wrong(value: str, kind: str) -> str:
+    try:
+        os.stat(value)
+    except PermissionError:
+        return "permission denied"
+    except OSError:
+        return f"no such {kind}"
+    is_kind = os.path.isdir(value) if kind == "directory" else os.path.isfile(value)
+    return "permission denied" if is_kind else f"not a {kind}"

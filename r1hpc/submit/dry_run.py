@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from r1hpc.plan import render_plan
-from r1hpc.rundir import RunDir
 from r1hpc.submit import checks
 from r1hpc.submit.order import Order, Say
 from r1hpc.submit.requests import StageJob, Submission
 from r1hpc.submit.stages import Stage
-from r1hpc.submit.sweep import combinations, element_name
 from r1hpc.submit.to_slurm import sweep_index
 
 
@@ -20,6 +18,8 @@ def show(order: Order, say: Say) -> None:
     pinned = checks.choose_hosts(order.hosts, config)
     run_id = f"{config.run.name}-dryrun"
     submission = Submission(config, run_id, directory, "dry-run", order.plan.signal_lead_s, restart, pinned)
+    for number, element in enumerate(order.elements):
+        say(f"sweep {number}: {' '.join(element.overrides)} -> {element.directory.root}")
     previous = None
     for stage in order.stages:
         say(f"\n===== {stage.name}: sbatch {directory.sbatch / (stage.name + '.sh')} =====")
@@ -34,8 +34,7 @@ def show(order: Order, say: Say) -> None:
 
 
 def _job(order: Order, submission: Submission, stage: Stage) -> StageJob:
-    if not order.options.sweep or stage is not order.stages[-1]:
+    if not order.elements or stage is not order.stages[-1]:
         return submission.job(stage)
-    name, parent = order.config.run.name, submission.directory.root.parent
-    names = [element_name(name, overrides) for overrides in combinations(order.options.sweep)]
-    return submission.sweep_job(stage, [RunDir(parent / name) for name in names], sweep_index(submission.directory))
+    directories = [element.directory for element in order.elements]
+    return submission.sweep_job(stage, directories, sweep_index(submission.directory))

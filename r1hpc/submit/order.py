@@ -14,6 +14,7 @@ from r1hpc.plan.plan_for import plan_for
 from r1hpc.rundir import RunDir
 from r1hpc.submit.prepare import run_directory
 from r1hpc.submit.stages import BY_NAME, PIPELINE, PREFLIGHT, TRAIN, Stage
+from r1hpc.submit.sweep import combinations, element_name
 
 Say = Callable[[str], None]
 
@@ -36,6 +37,20 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Element:
+    """One run of a sweep."""
+
+    overrides: Sequence[str]
+    config: Config
+    plan: Plan
+
+    @property
+    def directory(self) -> RunDir:
+        """Its own run directory; it may not exist yet."""
+        return run_directory(self.config)
+
+
+@dataclass(frozen=True)
 class Order:
     """A valid order; everything in it has been checked but what only the machine can say."""
 
@@ -45,6 +60,8 @@ class Order:
     hosts: Sequence[str]
     """Of the hostfile, spares included; empty when Slurm chooses."""
     stages: Sequence[Stage]
+    elements: Sequence[Element] = ()
+    """Of the sweep; empty without one."""
 
     @property
     def config(self) -> Config:
@@ -62,7 +79,22 @@ def take_order(options: Options, say: Say) -> Order:
     loaded = load_config(Path(options.config), site=options.site, overrides=options.overrides)
     for notice in loaded.notices:
         say(f"note: {notice}")
-    return Order(options, loaded, plan_for(loaded), _hosts(loaded, say), _stages(loaded.config, options, say))
+    plan, hosts = plan_for(loaded), _hosts(loaded, say)
+    stages = _stages(loaded.config, options, say)
+    return Order(options, loaded, plan, hosts, stages, _elements(loaded.config, options))
+
+
+def _elements(base: Config, options: Options) -> list[Element]:
+    """Every run of the sweep, loaded and planned; each commits to its own run directory."""
+    elements = []
+    for overrides in combinations(options.sweep):
+        own = [f"run.name={element_name(base.run.name, overrides)}", "ckpt.load=null", "ckpt.save=null"]
+        loaded = load_config(Path(options.config), site=options.site, overrides=[*options.overrides, *overrides, *own])
+        elements.append(Element(overrides, loaded.config, plan_for(loaded)))
+    names = [element.config.run.name for element in elements]
+    if len(set(names)) < len(names):
+        raise SubmitError(f"--sweep: two elements would share a run directory: {', '.join(sorted(names))}")
+    return elements
 
 
 def _stages(config: Config, options: Options, say: Say) -> list[Stage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +44,12 @@ def _cast_is_complete(config: Config) -> bool:
         return True  # convert dequantises on the fly: nothing to cast
     folder = Path(config.ckpt.bf16_checkpoint)
     try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return all((folder / name).is_file() for name in set(index.get("weight_map", {}).values()))
+        files = set(
+            json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # not there, or not an index
+    return bool(files) and all(os.path.isfile(folder / name) for name in files)
 
 
 def _convert_is_complete(config: Config) -> bool:
@@ -56,9 +59,10 @@ def _convert_is_complete(config: Config) -> bool:
     folder = Path(config.ckpt.ref_load)
     try:
         tracker = (folder / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8").strip()
-    except OSError:
+        name = tracker if tracker == "release" else f"iter_{int(tracker):07d}"
+    except (OSError, ValueError):
         return False
-    return (folder / ("release" if tracker == "release" else f"iter_{int(tracker):07d}") / ".metadata").is_file()
+    return os.path.isfile(folder / name / ".metadata")
 
 
 CAST = Stage("cast", "jobs.cast:CastTask", _cast_is_complete, lambda config: config.ckpt.bf16_checkpoint)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from r1hpc.cluster.slurm import SlurmClient
-from r1hpc.config import load_config
 from r1hpc.errors import SubmitError
-from r1hpc.plan.plan_for import plan_for
 from r1hpc.publish import publish_text
 from r1hpc.rundir import RunDir
 from r1hpc.submit import checks
@@ -18,7 +15,6 @@ from r1hpc.submit.pipeline import SubmittedJob, submit_chain
 from r1hpc.submit.prepare import known_run_id, prepare
 from r1hpc.submit.requests import StageJob, Submission
 from r1hpc.submit.stages import TRAIN
-from r1hpc.submit.sweep import combinations, element_name
 
 
 def submit_to_slurm(order: Order, client: SlurmClient, say: Say) -> list[SubmittedJob]:
@@ -41,7 +37,7 @@ def submit_to_slurm(order: Order, client: SlurmClient, say: Say) -> list[Submitt
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     submission = Submission(config, prepared.run_id, directory, stamp, order.plan.signal_lead_s, restart, pinned)
     jobs = [submission.job(stage) for stage in order.stages]
-    if order.options.sweep:
+    if order.elements:
         jobs[-1] = _sweep(order, submission, say)
     chain = config.slurm.chain_length if restart == "chain" and order.stages[-1] is TRAIN else 0
     return submit_chain(jobs, directory, client, chain)
@@ -58,24 +54,19 @@ def _refuse_large_arrays(order: Order, client: SlurmClient) -> None:
         for stage in order.stages
         if stage.name in ("cast", "convert")
     }
-    if order.options.sweep:
-        sizes["--sweep"] = len(combinations(order.options.sweep))
+    if order.elements:
+        sizes["--sweep"] = len(order.elements)
     problems = checks.array_problems(client, sizes)
     if problems:
         raise SubmitError("\n".join(problems))
 
 
 def _sweep(order: Order, submission: Submission, say: Say) -> StageJob:
-    """Prepare one run directory a combination, and the array over them."""
-    directories: Sequence[RunDir] = []
-    options = order.options
-    for overrides in combinations(options.sweep):
-        name = element_name(order.config.run.name, overrides)
-        everything = [*options.overrides, *overrides, f"run.name={name}"]
-        element = load_config(Path(options.config), site=options.site, overrides=everything)
-        prepared = prepare(element.config, plan_for(element), submission.restart)
-        say(f"sweep {len(directories)}: {' '.join(overrides)} -> {prepared.directory.root}")
-        directories = [*directories, prepared.directory]
+    """Prepare the run directory of each element, and the array over them."""
+    for number, element in enumerate(order.elements):
+        prepare(element.config, element.plan, submission.restart)
+        say(f"sweep {number}: {' '.join(element.overrides)} -> {element.directory.root}")
+    directories = [element.directory for element in order.elements]
     index = sweep_index(submission.directory)
     publish_text(index, "".join(f"{directory.root}\n" for directory in directories))
     return submission.sweep_job(order.stages[-1], directories, index)

@@ -32,7 +32,24 @@ def test_a_hostfile_orders_the_nodes_by_name_or_address_and_its_other_lines_are_
 
 def test_a_node_that_no_line_names_is_an_error() -> None:
     with pytest.raises(ClusterError, match=r"does not name: node02 \(192\.0\.2\.2\)"):
-        in_hostfile_order(NODES, ["node01", "node03"])
+        in_hostfile_order(NODES, ["node01", "node03", "login1"], lambda name: [])
+
+
+def test_names_are_resolved_only_where_nodes_are_left_over() -> None:
+    asked: list[str] = []
+
+    def resolve(name: str) -> list[str]:
+        asked.append(name)
+        return {"node02-ib": ["192.0.2.2"]}.get(name, [])
+
+    assert [node.name for node in in_hostfile_order(NODES, ["node03", "node02-ib", "node01"], resolve)] == [
+        "node03",
+        "node02",
+        "node01",
+    ]
+    assert asked == ["node02-ib"]
+    in_hostfile_order(NODES, ["node01", "node02", "node03", "spare"], resolve)
+    assert asked == ["node02-ib"]
 
 
 def test_hosts_on_loopback_share_a_machine_and_so_have_port_bands_of_their_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -165,3 +166,21 @@ def test_the_wrong_number_of_processes_is_an_error(tmp_path: Path, count: int) -
     done = _preflight(run, attempt, _mpiexec(count))
     assert done.returncode != 0
     assert f"MPICH started {count} processes for 2 nodes; it must be one a node" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_is_a_stop_request_and_no_fault_of_a_node(tmp_path: Path, number: signal.Signals) -> None:
+    run = make_run(tmp_path / "run", "hosts.num_nodes=2")
+    attempt = _attempt(run, ["a", "b"])
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "jobs.preflight", str(run.root), str(attempt.root)],
+        cwd=HOME,
+        env=dict(os.environ) | {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURMD_NODENAME": "a"},
+    )
+    deadline = time.monotonic() + 20
+    while not (attempt.facts / "a.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    waiting.send_signal(number)
+    assert waiting.wait(10) == exit_codes.STOP_REQUESTED
+    assert not attempt.report.exists()

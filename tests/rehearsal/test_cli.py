@@ -38,7 +38,7 @@ def rehearsal(directory: Path) -> Rehearsal:
     return run
 
 
-def test_a_session_from_up_to_down(rehearsal: Rehearsal, directory: Path) -> None:
+def test_up_run_status_down(rehearsal: Rehearsal, directory: Path) -> None:
     up = rehearsal("up", "--nodes", "2", "--gpus-per-node", "4", "--grace-s", "1")
     assert up.returncode == 0, up.stderr
     assert up.stdout.startswith("up: 2 nodes idle in ")
@@ -109,7 +109,7 @@ def test_without_a_cluster_the_way_up_is_told(command: str, rehearsal: Rehearsal
 
 def test_unprivileged_user_gets_a_loopback_cluster(directory: Path) -> None:
     drop = _as_nobody()
-    home = directory.parent.parent / "unprivileged"  # below a directory which nobody may enter when root's home is not
+    # Not below root's home, which nobody may not enter.
     home = Path("/var/tmp") / f"r1hpc-{directory.parent.name}"
     home.mkdir()
     home.chmod(0o777)

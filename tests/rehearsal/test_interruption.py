@@ -98,10 +98,8 @@ def test_up_killed_at_any_moment_is_cleaned_by_down(
         time.sleep(after_s)
         process.kill()
     take_down(Layout.at(directory))
-    if directory.exists():
-        assert cluster_processes(Layout.at(directory)) == {}
-    if (directory / "log").exists():
-        nothing_left(directory)
+    directory.mkdir(exist_ok=True)  # it may have been killed before it made that
+    nothing_left(directory)
     assert host_state() == before
 
 

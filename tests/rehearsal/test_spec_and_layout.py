@@ -82,6 +82,9 @@ def test_directory_with_other_files_is_refused_and_never_cleared(cluster_base: P
 
 
 def test_unreadable_record_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "cluster.json").write_text('{"spec": {}}')
+    layout = Layout(tmp_path)
+    assert read_record(layout) is None
+    layout.record.parent.mkdir()
+    layout.record.write_text('{"spec": {}}')
     with pytest.raises(RehearsalError, match="run `down` first"):
-        read_record(Layout(tmp_path))
+        read_record(layout)

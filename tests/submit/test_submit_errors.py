@@ -187,3 +187,38 @@ def _refused_on(cluster: RehearsalCluster, *arguments: str) -> str:
     assert "Traceback" not in done.stderr
     assert cluster.run(["squeue", "-h"], check=True).stdout == ""
     return done.stderr
+
+
+def test_a_sweep_is_checked_element_by_element_before_anything_is_written(tmp_path: Path) -> None:
+    sweep = ["configs/r1.yaml", "--set", f"run.root={tmp_path}", "--dry-run", "--sweep"]
+    assert "eps_clip_high" in _refused(*sweep, "grpo.eps_clip_hig=0.24,0.28")
+    assert "tp(7)" in _refused(*sweep, "perf.tensor_model_parallel_size=8,7")
+    assert "a value is given twice" in _refused(*sweep, "optimizer.lr=1e-6,1e-6")
+    assert "share a run directory" in _refused(*sweep, "rollout.input_key=/a/b,/a_b")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
+def test_inputs_below_a_closed_directory_are_no_traceback(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "below").mkdir(parents=True)
+    closed.chmod(0)
+    try:
+        settings = [
+            f"rollout.prompt_data={closed}/below/x.jsonl",
+            f"ckpt.ref_load={closed}/below",
+            f"run.root={tmp_path}",
+        ]
+        command = [*SUBMIT, "configs/r1.yaml", "--dry-run", *(word for pair in settings for word in ("--set", pair))]
+        done = subprocess.run(
+            ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command],
+            cwd=HOME,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"note: rollout.prompt_data = {closed}/below/x.jsonl: permission denied" in done.stdout
+    finally:
+        closed.chmod(stat.S_IRWXU)

@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from r1hpc.config import load_config
 from r1hpc.submit.follow import JobView, LogTail
+from r1hpc.submit.order import Options, take_order
 from r1hpc.submit.parameters import HOME
+from r1hpc.submit.stages import CAST, CONVERT
 from r1hpc.submit.sweep import combinations, element_name
 
 
@@ -63,3 +66,36 @@ def test_an_array_has_ended_when_no_element_will_run_again() -> None:
     assert not JobView(("COMPLETED", "PREEMPTED"), "").ended
     assert JobView(("COMPLETED", "FAILED"), "").ended
     assert JobView(("COMPLETED", "COMPLETED", "RUNNING"), "").summary == "2 COMPLETED, 1 RUNNING"
+
+
+def test_commas_in_brackets_belong_to_a_value() -> None:
+    assert combinations(["a=[1,2],[3,4]"]) == [("a=[1,2]",), ("a=[3,4]",)]
+
+
+def test_each_element_of_a_sweep_commits_to_its_own_run_directory(tmp_path: Path) -> None:
+    options = Options("configs/r1.yaml", overrides=[f"run.root={tmp_path}"], sweep=["optimizer.lr=1e-6,2e-6"])
+    order = take_order(options, lambda line: None)
+    assert [element.config.ckpt.save for element in order.elements] == [None, None]
+    assert [element.directory.root.name for element in order.elements] == ["deepseek-r1.lr-1e-6", "deepseek-r1.lr-2e-6"]
+
+
+def _with(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+
+
+def test_a_stage_is_complete_only_when_what_it_publishes_last_names_what_is_there(tmp_path: Path) -> None:
+    overrides = [f"ckpt.bf16_checkpoint={tmp_path}/bf16", f"ckpt.ref_load={tmp_path}/ref"]
+    config = load_config(HOME / "configs" / "r1.yaml", overrides=overrides).config
+    index, tracker = "bf16/model.safetensors.index.json", "ref/latest_checkpointed_iteration.txt"
+    for broken in ("", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"w": "a.safetensors"}}'):
+        _with(tmp_path, index, broken)
+        assert not CAST.is_complete(config), broken
+    _with(tmp_path, "bf16/a.safetensors", "x")
+    assert CAST.is_complete(config)
+    _with(tmp_path, "ref/release/.metadata", "x")
+    for broken in ("", "abc", "7"):
+        _with(tmp_path, tracker, broken)
+        assert not CONVERT.is_complete(config), broken
+    _with(tmp_path, tracker, "release\n")
+    assert CONVERT.is_complete(config)
