@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from r1hpc import exit_codes
@@ -14,7 +15,6 @@ from r1hpc.cluster.rollcall import Attendance, RollCall
 from r1hpc.cluster.scratch import keep_ray_logs, make_scratch, remove_scratch
 from r1hpc.cluster.supervisor import Supervisor
 from r1hpc.cluster.worker_agent import WorkerAgent
-from r1hpc.errors import BringUpError
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,14 @@ def _lead(node: Node, supervisor: Supervisor, scratch: Path) -> Outcome:
         roll_call = RollCall(node.roll_call, expected, read_secret(node.attempt.secret))
     except OSError as error:
         address, port = node.roll_call
-        raise BringUpError(
-            f"the head's agent cannot listen on {address} port {port}: {error.strerror}; "
+        reason = (
+            f"the head's agent cannot listen on {address} port {port}: {os.strerror(error.errno or 0)}; "
             f"is that {node.host.name}'s address, and hosts.port_base = {node.launch.port_base} free there?"
-        ) from None
+        )
+        outcome = Outcome(exit_codes.BRING_UP_FAILED, reason, (node.host.name,))
+        write_outcome(node.attempt.outcome, outcome)
+        logger.error("%s", reason)
+        return outcome
     outcome = HeadAgent(node, supervisor, roll_call, scratch).run()
     # First of all: the kill may come any moment now, and the decision to requeue reads this.
     write_outcome(node.attempt.outcome, outcome)

@@ -52,6 +52,8 @@ class NodeFacts:
     memlock_hard: int
     """-1 is unlimited."""
     versions: Mapping[str, str]
+    busy_ports: Sequence[int] = ()
+    """Local TCP ports that somebody uses."""
     foreign_processes: Sequence[str] = field(default_factory=tuple)
     """Processes of other runs."""
 
@@ -79,6 +81,7 @@ def collect(
         nofile_hard=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         memlock_hard=resource.getrlimit(resource.RLIMIT_MEMLOCK)[1],
         versions={"python": platform.python_version(), "kernel": os.uname().release} | _versions(),
+        busy_ports=_busy_ports(),
         foreign_processes=tuple(foreign),
     )
 
@@ -107,6 +110,12 @@ def wait_for_facts(folder: Path, nodes: Sequence[str], deadline: float) -> dict[
         if len(reports) == len(nodes) or time.monotonic() > deadline:
             return reports
         time.sleep(_POLL_S)
+
+
+def _busy_ports() -> tuple[int, ...]:
+    """Ports that cannot be bound now. A socket in TIME_WAIT holds none: listeners are started with SO_REUSEADDR."""
+    sockets = psutil.net_connections("tcp")
+    return tuple(sorted({own.laddr.port for own in sockets if own.laddr and own.status != psutil.CONN_TIME_WAIT}))
 
 
 def _addresses() -> dict[str, list[str]]:

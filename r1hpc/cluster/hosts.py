@@ -96,6 +96,11 @@ def machine_index(hosts: Sequence[ClusterHost], name: str) -> int:
     return shared.index(name) if name in shared else 0
 
 
+def hosts_per_machine(hosts: Sequence[ClusterHost]) -> int:
+    """How many hosts share a machine at most."""
+    return max(1, sum(_is_loopback(host.address) for host in hosts))
+
+
 def find_host(hosts: Iterable[ClusterHost], name: str) -> ClusterHost | None:
     """The host of that name or address."""
     return next((host for host in hosts if name in (host.name, host.address)), None)

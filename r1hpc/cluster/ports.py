@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from r1hpc.errors import ClusterError
+
+CANDIDATES = 8
+"""Bands that a job may take, one beside the other; a firewall has to let all of them through between the nodes."""
+_LAST_PORT = 65535
 _RESERVED = 16
 """Ports at the start of a band that belong to one named service each."""
 
@@ -69,6 +76,30 @@ class PortBand:
     def engines(self) -> tuple[int, int]:
         """First and last port left to what the run itself starts: engines, routers, process groups."""
         return self.first + self.span // 2, self.first + self.span - 1
+
+
+def choose_port_base(port_base: int, port_span: int, hosts_per_machine: int, busy: Iterable[int], attempt: str) -> int:
+    """The first port of the job's bands: one of `CANDIDATES` steps above port_base, where nobody of `busy` is.
+
+    Jobs that share a node must not meet, so attempts start their search at different steps. Raises ClusterError.
+    """
+    step, taken = port_span * hosts_per_machine, sorted(set(busy))
+    bases = [port_base + index * step for index in range(CANDIDATES)]
+    bases = [base for base in bases if base + step - 1 <= _LAST_PORT]
+    if not bases:
+        raise ClusterError(
+            f"hosts.port_base({port_base}) + hosts.port_span({port_span}) * {hosts_per_machine} hosts on one machine "
+            f"goes beyond port {_LAST_PORT}; lower hosts.port_base"
+        )
+    first = zlib.crc32(attempt.encode()) % len(bases)
+    for base in [*bases[first:], *bases[:first]]:
+        if not any(base <= port < base + step for port in taken):
+            return base
+    in_the_way = [str(port) for port in taken if bases[0] <= port < bases[-1] + step]
+    raise ClusterError(
+        f"ports {bases[0]} to {bases[-1] + step - 1}: none of {len(bases)} bands of {step} is free on every node "
+        f"(taken: {', '.join(in_the_way[:8])}); set hosts.port_base"
+    )
 
 
 def band(port_base: int, port_span: int, index: int) -> PortBand:

@@ -14,14 +14,15 @@ from r1hpc import exit_codes
 from r1hpc.cluster.facts import NodeFacts, collect, read_facts, wait_for_facts, write_facts
 from r1hpc.cluster.hostfile import read_hostfile, require
 from r1hpc.cluster.hostfile_forms import write_hydra, write_openmpi
-from r1hpc.cluster.hosts import ClusterHost, Node, in_hostfile_order, read_nodes, write_hosts
+from r1hpc.cluster.hosts import ClusterHost, Node, hosts_per_machine, in_hostfile_order, read_nodes, write_hosts
 from r1hpc.cluster.launch import Launch, write_launch, write_secret
 from r1hpc.cluster.leftovers import end_earlier_attempts, processes_of_others
 from r1hpc.cluster.mpi_child import MpiChild
+from r1hpc.cluster.ports import choose_port_base
 from r1hpc.cluster.preflight import Finding, Requirements, absent, judge, misplaced
 from r1hpc.cluster.preflight_report import Report, to_json, to_text
 from r1hpc.config import Config, load_config
-from r1hpc.errors import PreflightError, R1hpcError
+from r1hpc.errors import ClusterError, PreflightError, R1hpcError
 from r1hpc.publish import publish_json
 from r1hpc.rundir import AttemptDir, RunDir
 
@@ -149,7 +150,10 @@ def _lead(
         except R1hpcError as error:
             problem = str(error)
     if len(used) == config.hosts.num_nodes:
-        _publish(attempt, config, run_id, used, _joins_at_once([reports[host.name] for host in used]))
+        try:
+            _publish(attempt, config, run_id, used, [reports[host.name] for host in used])
+        except ClusterError as error:
+            problem, used = str(error), []
     elapsed = time.monotonic() - meeting.started
     return Report(
         tuple(names), tuple(findings), tuple(host.name for host in used), config.hosts.num_nodes, elapsed, problem
@@ -209,9 +213,16 @@ def _joins_at_once(facts: Sequence[NodeFacts]) -> int:
     return max(2, 2 * min(node.cpus for node in facts))
 
 
-def _publish(attempt: AttemptDir, config: Config, run_id: str, used: Sequence[ClusterHost], joins_at_once: int) -> None:
-    """The files that the agents start from; launch.json last, for it is what they look for."""
+def _publish(
+    attempt: AttemptDir, config: Config, run_id: str, used: Sequence[ClusterHost], reports: Sequence[NodeFacts]
+) -> None:
+    """The files that the agents start from; launch.json last, for it is what they look for.
+
+    Raises ClusterError when no band of ports is free on all nodes.
+    """
     hosts = config.hosts
+    busy = [port for facts in reports for port in facts.busy_ports]
+    base = choose_port_base(hosts.port_base, hosts.port_span, hosts_per_machine(used), busy, str(attempt.root))
     write_hosts(attempt.hosts, used)
     write_openmpi(used, attempt.hostfile)
     write_hydra(used, attempt.hydra_hostfile)
@@ -220,10 +231,10 @@ def _publish(attempt: AttemptDir, config: Config, run_id: str, used: Sequence[Cl
         run_id=run_id,
         device=hosts.device,
         hosts=tuple(used),
-        port_base=hosts.port_base,
+        port_base=base,
         port_span=hosts.port_span,
         object_store_bytes=int(hosts.object_store_gib * 2**30),
         bring_up_timeout_s=float(hosts.bring_up_timeout_s),
-        joins_at_once=joins_at_once,
+        joins_at_once=_joins_at_once(reports),
     )
     write_launch(attempt.launch, launch)

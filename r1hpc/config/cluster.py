@@ -43,7 +43,7 @@ class HostsConfig(Section):
     mpi: str = "pmi2"
     """srun --mpi for the preflight: pmi2 suits MPICH (pip install mpich), pmix suits Open MPI."""
     port_base: Port = 26000
-    """First port of the band that a job's processes may listen on."""
+    """First of the ports that a job may listen on: it takes one of 8 bands above it, one that is free on all nodes."""
     port_span: Annotated[int, Field(ge=200)] = 400
     """Ports of the band that belong to one host; hosts that share a machine (loopback) get one band each."""
     cpus_per_node: PositiveInt | None = None

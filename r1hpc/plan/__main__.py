@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -27,12 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     except R1hpcError as error:
         print(error, file=sys.stderr)
         return INVALID
-    if arguments.json:
-        print(json.dumps(plan_to_json(plan), indent=2))
-    elif sys.stdout.isatty():
-        _print_on_terminal(plan)
-    else:
-        print(render_plan(plan), end="")
+    try:
+        _print(plan, as_json=arguments.json)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `| head` has seen enough. The interpreter must not flush into the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return SUCCESS
 
 
@@ -42,9 +43,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--site", metavar="NAME", help="sites/NAME.yaml beside CONFIG, or a path")
     parser.add_argument("--set", metavar="A.B=VALUE", dest="overrides", action="append", default=[])
     parser.add_argument("--model", metavar="CONFIG.JSON", type=Path, help="plan for this model in place of ckpt's")
-    parser.add_argument("--num-prompts", metavar="N", type=int, help="size of the data set, for the number of epochs")
+    parser.add_argument("--num-prompts", metavar="N", type=_count, help="size of the data set, for the number of epochs")
     parser.add_argument("--json", action="store_true", help="print every number as JSON")
     return parser
+
+
+def _count(text: str) -> int:
+    """A whole number of at least 1; argparse tells the message of its error."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _print(plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(plan_to_json(plan), indent=2))
+    elif sys.stdout.isatty():
+        _print_on_terminal(plan)
+    else:
+        print(render_plan(plan), end="")
 
 
 def _print_on_terminal(plan: Plan) -> None:

@@ -37,9 +37,10 @@ class Assumptions:
     sleeps: bool
     """Whether a sleeping side gives its memory back (memory saver); a CPU rehearsal keeps both sides resident."""
     context_bytes: int
-    """Of one process: CUDA context and kernels, or a CPU process that has imported its libraries."""
+    """Of one process: CUDA context and kernels (our estimate), or a CPU process that has imported its libraries
+    (measured)."""
     engine_process_bytes: int
-    """The same for one engine rank."""
+    """The same for one engine rank; our estimate on CUDA, too."""
     engine_groups_bytes: int
     """NCCL buffers of an engine, opened before SGLang measures its free memory. Our estimate."""
     deepep_bytes: int
@@ -70,9 +71,11 @@ class Assumptions:
     """Of one request: slow, fast. From published R1-like rollouts."""
     switch_s: int
     """Of an iteration: waking, sleeping, weight sync. Our guess."""
-    restart_s: int
-    """From a preemption to the first new iteration, reading the checkpoint left out: requeue delay (120 s, Slurm's
-    cred_expiration), preflight, Ray, engines (91 s warm) and process groups."""
+    requeue_delay_s: int
+    """From a preemption to the next allocation at the earliest: Slurm's cred_expiration."""
+    start_s: int
+    """From the start of an allocation to its first iteration, reading the checkpoint left out: preflight, Ray, engines
+    (91 s warm) and process groups. Our estimate."""
 
 
 H100 = Assumptions(
@@ -95,7 +98,8 @@ H100 = Assumptions(
     model_flops_share=0.2,
     decode_tokens_per_s=(25.0, 60.0),
     switch_s=60,
-    restart_s=600,
+    requeue_delay_s=120,
+    start_s=480,
 )
 REHEARSAL = Assumptions(
     usable_share=1.0,
@@ -117,7 +121,8 @@ REHEARSAL = Assumptions(
     model_flops_share=0.0,
     decode_tokens_per_s=(0.0, 0.0),
     switch_s=0,
-    restart_s=180,
+    requeue_delay_s=120,
+    start_s=60,
 )
 
 

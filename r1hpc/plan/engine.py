@@ -109,10 +109,16 @@ def static_bytes(config: Config, device: Assumptions, fraction: float) -> int:
     return int(fraction * free)
 
 
+def max_total_tokens(config: Config) -> int | None:
+    """Tokens that an attention rank may cache at most, where sglang.max_total_tokens says so."""
+    limit = config.sglang.passed_through.get("max_total_tokens")
+    return limit if isinstance(limit, int) else None
+
+
 def _kv_tokens(config: Config, device: Assumptions, measured: int) -> int:
     """The smaller of what memory holds and max_total_tokens; a CPU has no measure, there the latter alone counts."""
-    limit = config.sglang.passed_through.get("max_total_tokens")
-    if not isinstance(limit, int):
+    limit = max_total_tokens(config)
+    if limit is None:
         return measured
     return min(measured, limit) if device.sleeps else limit
 

@@ -74,8 +74,10 @@ def read_model_shape(path: Path) -> ModelShape:
 
     Raises ModelShapeError naming the file and every key that is missing or wrong.
     """
-    file = path / "config.json" if path.is_dir() else path
+    file = path
     try:
+        # Behind a closed directory is_dir raises where it might answer no.
+        file = path / "config.json" if path.is_dir() else path
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelShapeError(f"{file}: cannot be read ({error.strerror}); give the model's config.json") from error
@@ -139,7 +141,7 @@ class _Reader:
         if value is None:
             self.problems.append(f"{key} is missing")
             return least
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, int) or not _is_size(value, least):
             self.problems.append(f"{key} is {value!r}; it must be a whole number of at least {least}")
             return least
         return value
@@ -148,11 +150,19 @@ class _Reader:
         quantization = self.values.get("quantization_config")
         if quantization is None:
             return None
+        if not isinstance(quantization, dict):
+            self.problems.append(f"quantization_config is {quantization!r}; it must be an object, or left out")
+            return None
         method, block = quantization.get("quant_method"), quantization.get("weight_block_size")
-        if method != "fp8" or not isinstance(block, list) or len(block) != 2:
+        if method != "fp8" or not isinstance(block, list) or len(block) != 2 or not all(map(_is_size, block)):
             self.problems.append(
                 f"quantization_config has quant_method {method!r} and weight_block_size {block!r};"
-                " supported: fp8 with a block of two sizes, or none"
+                " supported: fp8 with a block of two sizes of at least 1, or none"
             )
             return None
-        return int(block[0]), int(block[1])
+        return block[0], block[1]
+
+
+def _is_size(value: object, least: int = 1) -> bool:
+    """Whether a JSON value is a whole number of at least `least`; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -22,7 +22,7 @@ def plan_for(loaded: LoadedConfig, *, model: Path | None = None, num_prompts: in
 
 
 def _configured_shape(loaded: LoadedConfig) -> ModelShape:
-    """The shape in ckpt.hf_checkpoint, or in ckpt.hf_config while the checkpoint is not on disk."""
+    """The shape in ckpt.hf_checkpoint, or in ckpt.hf_config while the checkpoint is not on disk or is closed."""
     given = loaded.config.ckpt.hf_config
     stored = _stored(loaded)
     if stored is not None:
@@ -40,14 +40,18 @@ def _configured_shape(loaded: LoadedConfig) -> ModelShape:
 
 
 def _stored(loaded: LoadedConfig) -> Path | None:
-    """The checkpoint's config.json; None while it is not on disk."""
+    """The checkpoint's config.json; None while it is not on disk, or where ckpt.hf_config can stand in for it."""
     directory = loaded.config.ckpt.hf_checkpoint
     path = Path(directory) / "config.json"
     try:
         return path if path.is_file() else None
     except OSError as error:
+        if loaded.config.ckpt.hf_config is not None:
+            return None  # a plan needs no checkpoint; submit checks that the jobs can read it
         reason = (error.strerror or str(error)).lower()
-        text = f"ckpt.hf_checkpoint = {directory}: {reason}; give a directory that this user can read"
+        text = (
+            f"ckpt.hf_checkpoint = {directory}: {reason}; give a directory that this user can read, or ckpt.hf_config"
+        )
         raise _refusal(loaded, "ckpt.hf_checkpoint", text) from error
 
 

