@@ -41,9 +41,11 @@ r1hpc_begin() {
 r1hpc_preflight() {
   local seconds=$1 rc
   shift
-  # srun itself can wait for a lost node as long as Slurm takes to notice, hence the second timeout.
+  # srun itself can wait for a lost node as long as Slurm takes to notice, hence the second timeout. The inner one would
+  # die of the USR1 that warns of the time limit; the rank has a handler of its own and leaves with 75.
   timeout --foreground -k 10 $((seconds + 30)) \
     srun --ntasks-per-node=1 --kill-on-bad-exit=0 --cpu-bind=none "$@" \
+    sh -c 'trap "" USR1; exec "$@"' preflight \
     timeout -k 10 "$seconds" "$R1HPC_PYTHON" -m jobs.preflight "$R1HPC_RUN_DIR" "$R1HPC_ATTEMPT"
   rc=$?
   if [ "$rc" -ne 0 ]; then

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from r1hpc.errors import R1hpcError
 
@@ -141,7 +141,7 @@ class _Reader:
         if value is None:
             self.problems.append(f"{key} is missing")
             return least
-        if not isinstance(value, int) or not _is_size(value, least):
+        if not _is_size(value, least):
             self.problems.append(f"{key} is {value!r}; it must be a whole number of at least {least}")
             return least
         return value
@@ -163,6 +163,6 @@ class _Reader:
         return block[0], block[1]
 
 
-def _is_size(value: object, least: int = 1) -> bool:
+def _is_size(value: object, least: int = 1) -> TypeGuard[int]:
     """Whether a JSON value is a whole number of at least `least`; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from r1hpc.config import Config
+from r1hpc.plan.activations import local_tokens
 from r1hpc.plan.alternatives import Alternative
 from r1hpc.plan.assumptions import MAX_SIGNAL_LEAD_S
+from r1hpc.plan.attempt import attempt_warnings
 from r1hpc.plan.batches import Batches
 from r1hpc.plan.engine import EnginePlan
+from r1hpc.plan.gpu_memory import param_bytes
 from r1hpc.plan.host_memory import HostMemory, has_reference
+from r1hpc.plan.model_shape import ModelShape
 from r1hpc.plan.times import TimePlan
 from r1hpc.plan.topology import Topology
 from r1hpc.plan.units import show_bytes, show_count, show_range
@@ -17,6 +21,7 @@ from r1hpc.plan.units import show_bytes, show_count, show_range
 
 def make_warnings(
     config: Config,
+    shape: ModelShape,
     topology: Topology,
     batches: Batches,
     engine: EnginePlan,
@@ -27,6 +32,8 @@ def make_warnings(
     """Every warning, the costliest kinds first."""
     return (
         *_retraction(engine, alternatives),
+        *_tensor_parallel(config, shape, topology, batches),
+        *attempt_warnings(config, times),
         *_exposure(config, times),
         *_signal_lead(config, times),
         *_reference(config, batches, hosts),
@@ -37,7 +44,7 @@ def make_warnings(
 
 
 def _retraction(engine: EnginePlan, alternatives: tuple[Alternative, ...]) -> Iterator[str]:
-    if not engine.retracts:
+    if not engine.retracts or not engine.kv_tokens_per_rank:  # no cache at all is refused
         return
     text = (
         f"KV cache: {engine.kv_tokens_per_rank:,} tokens an attention rank for {engine.requests_per_rank} requests ="
@@ -52,6 +59,22 @@ def _retraction(engine: EnginePlan, alternatives: tuple[Alternative, ...]) -> It
             f" ({best.tokens_per_engine / now:.1f} x)."
         )
     yield text
+
+
+def _tensor_parallel(config: Config, shape: ModelShape, topology: Topology, batches: Batches) -> Iterator[str]:
+    tp, per_node = topology.tp, topology.gpus_per_node
+    if config.hosts.device == "cpu" or per_node % tp == 0:
+        return
+    groups = topology.groups("tp")
+    spans = [topology.node_of(group[-1]) - topology.node_of(group[0]) + 1 for group in groups]
+    tokens, element = local_tokens(config, batches), param_bytes(config)
+    yield (
+        f"tensor_model_parallel_size {tp} on nodes of {per_node} GPUs: {sum(span > 1 for span in spans)} of"
+        f" {len(groups)} TP groups span up to {max(spans)} nodes. Every collective of theirs, several a layer, moves"
+        f" {tokens:,} tokens * {shape.hidden_size:,} * {element} B ="
+        f" {show_bytes(tokens * shape.hidden_size * element)} over the fabric, not over the NVLink of one node;"
+        f" choose a size that divides {per_node}, unless these nodes share one NVLink domain."
+    )
 
 
 def _exposure(config: Config, times: TimePlan) -> Iterator[str]:

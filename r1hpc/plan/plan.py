@@ -19,6 +19,7 @@ from r1hpc.plan.gpu_memory import Phase, make_phases, trainer_asleep_bytes
 from r1hpc.plan.host_memory import HostMemory, bytes_per_stage, make_host_memory
 from r1hpc.plan.iteration import iteration_time
 from r1hpc.plan.layers import Stage, make_stages, split_layers
+from r1hpc.plan.magnitudes import magnitude_problems
 from r1hpc.plan.model_shape import ModelShape
 from r1hpc.plan.notices import make_warnings
 from r1hpc.plan.parameters import model_modules, total_parameters
@@ -160,7 +161,7 @@ def make_plan(config: Config, shape: ModelShape, *, num_prompts: int | None = No
 
 
 def _number_problems(config: Config, shape: ModelShape) -> tuple[Problem, ...]:
-    return (*number_problems(config, shape), *engine_problems(config, shape))
+    return (*magnitude_problems(config), *number_problems(config, shape), *engine_problems(config, shape))
 
 
 def _plan_and_problems(config: Config, shape: ModelShape, num_prompts: int | None) -> tuple[Plan, tuple[Problem, ...]]:
@@ -222,5 +223,5 @@ def _plan(config: Config, shape: ModelShape, device: Assumptions, num_prompts: i
         sync=make_sync(modules, engine),
         storage=storage,
         times=times,
-        warnings=make_warnings(config, topology, batches, engine, alternatives, hosts, times),
+        warnings=make_warnings(config, shape, topology, batches, engine, alternatives, hosts, times),
     )
