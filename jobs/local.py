@@ -59,10 +59,10 @@ def run_attempt(run: RunDir, attempt: AttemptDir, until: str) -> int:
     environment = dict(os.environ) | {RUN: run_id, ATTEMPT: str(attempt.root)}
     with _ForwardedSignals() as forwarded:
         code = _preflight(run, attempt, cluster, hosts.preflight_timeout_s, environment)
+        if forwarded.received:
+            return exit_codes.STOP_REQUESTED  # whatever the preflight says: who asked for the end wants no next attempt
         if code != exit_codes.SUCCESS:
             return code
-        if forwarded.received:
-            return exit_codes.STOP_REQUESTED
         agents = [_start_agent(run, attempt, host, until, environment) for host in cluster]
         forwarded.to(agents)
         return _wait(agents)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.local import run_attempt
-from jobs.requeue import close_record, ledger
+from jobs.requeue import blamed_nodes, close_record, ledger, made_progress
 from r1hpc import exit_codes
 from r1hpc.cluster.requeue import EXIT, HOLD, Facts, decide
 from r1hpc.config import load_config
@@ -66,8 +66,8 @@ def _facts(directory: RunDir, attempt: AttemptDir, restart: int, code: int, max_
         restarts_now=restart,
         seconds_left=None,
         lead_s=0,
-        progress=False,
-        blamed=(),
+        progress=made_progress(str(attempt.root)),
+        blamed=blamed_nodes(str(attempt.root)),
         past=ledger(str(directory.root), str(attempt.root)),
         max_crashes=max_crashes,
     )

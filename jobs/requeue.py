@@ -13,17 +13,20 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from r1hpc.cluster.requeue import EXIT, HOLD, Decision, Facts, Past, decide, parse_job, parse_nodes
 
 CALL_TIMEOUT_S = 20
-"""Seconds that one call of a Slurm command may take; the controller may be busy, but the kill comes soon."""
+"""Seconds that one call of a Slurm command may take."""
+PATIENCE_S = 300
+"""Seconds for which a controller that does not answer is asked again before a person has to look."""
 EXCLUDE_DEADLINE_S = 15
 REQUEUED = 3
 """Exit code of `end` after a requeue: the script has to live until Slurm ends it, or its own exit code wins."""
@@ -51,6 +54,9 @@ def begin(run: str) -> int:
     run = os.path.abspath(run)
     job_id, restart = _job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     attempt = os.path.join(run, "attempts", "{}-r{}".format(job_id, restart))
+    if os.path.exists(attempt):
+        # Job ids begin again on a new controller: what another job of this number left is not this attempt's.
+        os.rename(attempt, "{}.before-{}".format(attempt, int(time.time())))
     for name in ("logs", "preflight"):
         os.makedirs(os.path.join(attempt, name), exist_ok=True)
     _close_abandoned(run, attempt)
@@ -63,7 +69,9 @@ def begin(run: str) -> int:
         "nodes": _nodes(),
     }
     _publish(os.path.join(attempt, "begin.json"), record)
-    for name, value in (("R1HPC_ATTEMPT", attempt), ("R1HPC_RUN", str(_read(os.path.join(run, "run.json"))["run_id"]))):
+    run_id = str(_read(os.path.join(run, "run.json"))["run_id"])
+    _mark_job(job_id, run_id)
+    for name, value in (("R1HPC_ATTEMPT", attempt), ("R1HPC_RUN", run_id)):
         print("export {}={}".format(name, shlex.quote(value)))
     return 0
 
@@ -79,15 +87,25 @@ def end(run: str, attempt: str, exit_code: int) -> int:
         ),
         flush=True,
     )
+    settings = _read(os.path.join(run, "run.json"))
+    if settings.get("restart") == "chain":
+        return _end_in_chain(run, attempt, decision)
     if decision.action == EXIT:
         return 0
-    if _read(os.path.join(run, "run.json")).get("restart") == "chain":
-        if decision.action == HOLD:
-            _publish(os.path.join(run, "HOLD"), {"reason": decision.reason, "attempt": os.path.basename(attempt)})
-        return 0
-    return _requeue(
-        _read(os.path.join(attempt, "begin.json"))["job_id"], decision, _read(os.path.join(run, "run.json"))
-    )
+    return _requeue(_read(os.path.join(attempt, "begin.json"))["job_id"], decision, settings, blamed_nodes(attempt))
+
+
+def _end_in_chain(run: str, attempt: str, decision: Decision) -> int:
+    """The next job of the chain starts by itself: keep it off bad nodes, and from starting where it should not."""
+    if decision.action == HOLD or decision.cause in ("cancelled", "invalid"):
+        _publish(os.path.join(run, "HOLD"), {"reason": decision.reason, "attempt": os.path.basename(attempt)})
+    if decision.exclude:
+        own = _read(os.path.join(attempt, "begin.json"))["job_id"]
+        for job in _read(os.path.join(run, "jobs.json")).get("jobs", []):
+            if job["job_id"] != own and _job_state(job["job_id"]) == "PENDING":
+                names = set(_excluded_now(job["job_id"])) | set(decision.exclude)
+                _call(["scontrol", "update", "JobId=" + job["job_id"], "ExcNodeList=" + ",".join(sorted(names))])
+    return 0
 
 
 def close_record(attempt: str, exit_code: int, decision: Decision) -> None:
@@ -102,8 +120,8 @@ def close_record(attempt: str, exit_code: int, decision: Decision) -> None:
             "reason": decision.reason,
             "said": outcome.get("reason", ""),
             "exclude": list(decision.exclude),
-            "blamed": list(_blamed(attempt)),
-            "progress": bool(outcome.get("progress", False)),
+            "blamed": list(blamed_nodes(attempt)),
+            "progress": made_progress(attempt),
             "ended": time.time(),
         },
     )
@@ -120,73 +138,107 @@ def ledger(run: str, before: str) -> Tuple[Past, ...]:
     return tuple(entry for _, entry in sorted(past))
 
 
+def blamed_nodes(attempt: str) -> Tuple[str, ...]:
+    """Nodes that the preflight or the agents name as the reason of the attempt's end."""
+    preflight = [node["name"] for node in _read(os.path.join(attempt, "preflight.json")).get("bad_nodes", [])]
+    return tuple(sorted(set(preflight) | set(_read(os.path.join(attempt, "outcome.json")).get("lost_nodes", []))))
+
+
+def made_progress(attempt: str) -> bool:
+    """Whether the attempt committed something that no attempt before it had."""
+    return bool(_read(os.path.join(attempt, "outcome.json")).get("progress", False))
+
+
 def _facts(run: str, attempt: str, exit_code: int) -> Facts:
     settings, started = _read(os.path.join(run, "run.json")), _read(os.path.join(attempt, "begin.json"))
-    job = parse_job(_call(["scontrol", "show", "job", "-o", started["job_id"]]) or "")
-    end_time = started.get("end_time")
+    # A success needs no answer of Slurm's.
+    patience_s = 0 if exit_code == 0 else PATIENCE_S
+    job = parse_job(_call_patiently(["scontrol", "show", "job", "-o", started["job_id"]], patience_s) or "")
     return Facts(
         exit_code=exit_code,
         done=os.path.exists(os.path.join(run, "DONE")),
         restart=int(started["restart"]),
         job_state=job.get("JobState", "UNKNOWN"),
         restarts_now=int(job.get("Restarts", started["restart"])),
-        seconds_left=None if end_time is None else end_time - time.time(),
+        seconds_left=_seconds_left(job),
         lead_s=float(settings.get("signal_lead_s", 0)),
-        progress=bool(_read(os.path.join(attempt, "outcome.json")).get("progress", False)),
-        blamed=_blamed(attempt),
+        progress=made_progress(attempt),
+        blamed=blamed_nodes(attempt),
         past=ledger(run, attempt),
         max_crashes=int(settings["max_crashes"]),
     )
 
 
-def _requeue(job_id: str, decision: Decision, settings: Dict[str, Any]) -> int:
-    excluded = _excluded_now(job_id) + list(decision.exclude)
-    pinned = [name for name in settings.get("pinned", []) if name not in excluded]
-    if settings.get("pinned") and len(pinned) < settings["num_nodes"]:
-        # A node that is asked for by name and excluded would pend for ever.
-        reason = "{} of the hostfile's {} hosts are left, {} are needed: {}".format(
-            len(pinned), len(settings["pinned"]), settings["num_nodes"], decision.reason
-        )
-        decision = decision._replace(action=HOLD, reason=reason)
+def _seconds_left(job: Dict[str, str]) -> Optional[float]:
+    """Until StartTime + TimeLimit. EndTime would not do: after a scancel it is the time of the scancel."""
+    limit = re.match(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)$", job.get("TimeLimit", ""))
+    start = _parse_time(job.get("StartTime", ""))
+    if limit is None or start is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in limit.groups())
+    return start + days * 86400 + hours * 3600 + minutes * 60 + seconds - time.time()
+
+
+def _requeue(job_id: str, decision: Decision, settings: Dict[str, Any], blamed: Tuple[str, ...]) -> int:
+    excluded = sorted(set(_excluded_now(job_id)) | set(decision.exclude))
+    pinned, needed = settings.get("pinned", []), int(settings.get("num_nodes", 1))
+    wanted = []  # type: List[str]
+    if pinned:
+        left = [name for name in pinned if name not in excluded]
+        innocent = [name for name in left if name not in blamed]
+        wanted = (innocent if len(innocent) >= needed else left)[:needed]
+        if len(wanted) < needed:
+            # A node that is asked for by name and excluded would pend for ever.
+            decision = _hold(decision, "{} of the hostfile's {} hosts are left".format(len(left), len(pinned)), needed)
+            wanted = []
+    elif decision.exclude:
+        nodes = _partition_nodes(job_id)
+        if nodes and len(nodes - set(excluded)) < needed:
+            text = "{} of the partition's {} nodes are left".format(len(nodes - set(excluded)), len(nodes))
+            decision = _hold(decision, text, needed)
     verb = "requeuehold" if decision.action == HOLD else "requeue"
-    if _call(["scontrol", verb, job_id]) is None:
+    if _call_patiently(["scontrol", verb, job_id], PATIENCE_S) is None:
         print("scontrol {} {} failed: the job ends here".format(verb, job_id), file=sys.stderr)
         return 1
-    if decision.exclude:
-        _exclude_nodes(job_id, excluded, pinned[: settings["num_nodes"]] if settings.get("pinned") else [])
+    if decision.exclude or wanted:
+        _move(job_id, excluded, wanted)
     if decision.action == HOLD:
         print("held: {}; after mending it: scontrol release {}".format(decision.reason, job_id), flush=True)
     return REQUEUED
 
 
-def _exclude_nodes(job_id: str, names: List[str], wanted: List[str]) -> None:
-    """Set the pending job's ExcNodeList (and the nodes it asks for by name, if any) and read it back.
+def _hold(decision: Decision, left: str, needed: int) -> Decision:
+    return decision._replace(action=HOLD, reason="{}, {} are needed: {}".format(left, needed, decision.reason))
+
+
+def _move(job_id: str, excluded: List[str], wanted: List[str]) -> None:
+    """Set what the pending job excludes, and asks for by name if anything, and read it back.
 
     Slurm refuses while the job still completes.
     """
     deadline = time.time() + EXCLUDE_DEADLINE_S
     change = ["scontrol", "update", "JobId=" + job_id]
     change += ["ReqNodeList=" + ",".join(wanted)] if wanted else []
-    change += ["ExcNodeList=" + ",".join(sorted(set(names)))]
+    change += ["ExcNodeList=" + ",".join(excluded)] if excluded else []
     while time.time() < deadline:
-        _call(change)
-        if set(names) <= set(_excluded_now(job_id)):
-            print("excluded from now on: {}".format(", ".join(sorted(set(names)))), flush=True)
+        if _call(change) is not None and set(excluded) <= set(_excluded_now(job_id)):
+            if excluded:
+                print("excluded from now on: {}".format(", ".join(excluded)), flush=True)
             return
         time.sleep(0.3)
-    print("could not exclude {} within {} s".format(", ".join(names), EXCLUDE_DEADLINE_S), file=sys.stderr)
+    print("could not set {} within {} s".format(" ".join(change[2:]), EXCLUDE_DEADLINE_S), file=sys.stderr)
+
+
+def _partition_nodes(job_id: str) -> Set[str]:
+    """The nodes that the job could run on at all; empty when Slurm does not say."""
+    partition = parse_job(_call(["scontrol", "show", "job", "-o", job_id]) or "").get("Partition")
+    return set((_call(["sinfo", "-h", "-p", partition, "-N", "-o", "%N"]) or "").split()) if partition else set()
 
 
 def _excluded_now(job_id: str) -> List[str]:
     """The names in the job's ExcNodeList."""
     value = parse_job(_call(["scontrol", "show", "job", "-o", job_id]) or "").get("ExcNodeList", "(null)")
     return [] if value == "(null)" else (_call(["scontrol", "show", "hostnames", value]) or "").split()
-
-
-def _blamed(attempt: str) -> Tuple[str, ...]:
-    """Nodes that the preflight or the agents name as the reason."""
-    preflight = [node["name"] for node in _read(os.path.join(attempt, "preflight.json")).get("bad_nodes", [])]
-    return tuple(sorted(set(preflight) | set(_read(os.path.join(attempt, "outcome.json")).get("lost_nodes", []))))
 
 
 def _close_abandoned(run: str, current: str) -> None:
@@ -214,8 +266,24 @@ def _end_time() -> Optional[float]:
         return float(os.environ["SLURM_JOB_END_TIME"])
     # By _job_id: squeue takes the job id of an array's last element for the whole array.
     text = _call(["squeue", "-h", "-j", _job_id(), "-o", "%e"]) or ""
+    return _parse_time(text)
+
+
+def _parse_time(text: str) -> Optional[float]:
+    """Slurm's standard time as Unix time; None for Unknown, N/A or several lines."""
     match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\s*$", text)
     return datetime.datetime.strptime(match.group(1), "%Y-%m-%dT%H:%M:%S").timestamp() if match else None
+
+
+def _job_state(job_id: str) -> str:
+    return parse_job(_call(["scontrol", "show", "job", "-o", job_id]) or "").get("JobState", "UNKNOWN")
+
+
+def _mark_job(job_id: str, run_id: str) -> None:
+    """Name the run in the job's comment, where submit did not: a second submit of a live run must find the job."""
+    job = _call(["scontrol", "show", "job", "-o", job_id])
+    if job is not None and " Comment=r1hpc=" not in job:
+        _call(["scontrol", "update", "JobId=" + job_id, "Comment=r1hpc=" + run_id])
 
 
 def _nodes() -> List[Dict[str, str]]:
@@ -226,10 +294,27 @@ def _nodes() -> List[Dict[str, str]]:
     return [{"name": name, "address": addresses.get(name, name)} for name in names]
 
 
+def _call_patiently(argv: List[str], patience_s: float) -> Optional[str]:
+    """_call, again and again while it fails: a controller that restarts must not cost a run its place."""
+    deadline = time.time() + patience_s
+    while True:
+        answer = _call(argv)
+        if answer is not None or time.time() >= deadline or shutil.which(argv[0]) is None:
+            return answer
+        time.sleep(5)
+
+
 def _call(argv: List[str]) -> Optional[str]:
     """Standard output of a Slurm command, or None when it failed or took too long; the reason goes to stderr."""
     try:
-        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=CALL_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=CALL_TIMEOUT_S,
+            check=False,
+            env=dict(os.environ, SLURM_TIME_FORMAT="standard"),
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         print("{}: {}".format(" ".join(argv), error), file=sys.stderr)
         return None

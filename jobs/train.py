@@ -52,6 +52,7 @@ class NodeAgent:
         from r1hpc.cluster.hosts import find_host, read_nodes
         from r1hpc.cluster.launch import read_launch
         from r1hpc.cluster.node import Node
+        from r1hpc.cluster.spare import wait_as_spare
         from r1hpc.errors import BringUpError, R1hpcError
         from r1hpc.rundir import AttemptDir, RunDir
 
@@ -65,8 +66,8 @@ class NodeAgent:
             if host is None:
                 if name not in [spare.name for spare in read_nodes(attempt.begin)]:
                     raise BringUpError(f"host {name} is none of this attempt's: see {attempt.hosts}")
-                logging.getLogger(__name__).info("%s is a spare of this attempt: nothing to do", name)
-                return exit_codes.SUCCESS
+                logging.getLogger(__name__).info("%s is a spare of this attempt", name)
+                return wait_as_spare(attempt, requests)
             node = Node(RunDir(Path(self.run_dir)), attempt, launch, host, self.until, dict(os.environ), requests)
             return run_agent(node)
         except BringUpError as error:

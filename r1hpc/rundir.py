@@ -130,6 +130,11 @@ class RunDir:
         return self.root / "submitit"
 
     @property
+    def sweep_index(self) -> Path:
+        """sweep.txt: the run directories of a sweep, line N+1 for array task N."""
+        return self.root / "sweep.txt"
+
+    @property
     def done(self) -> Path:
         """DONE: the run is complete; a requeued job leaves at once."""
         return self.root / "DONE"

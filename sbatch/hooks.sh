@@ -17,6 +17,9 @@ r1hpc_job() {
 }
 
 r1hpc_begin() {
+  # A site's set-up lines may have turned these on; the teardown has to run whatever fails.
+  set +eu
+  set +o pipefail
   # Without a handler the shell would die of the TERM that ends a grace time, and no teardown would run.
   trap : TERM
   if [ -e "$R1HPC_RUN_DIR/DONE" ]; then
@@ -31,7 +34,7 @@ r1hpc_begin() {
   local exports
   if ! exports=$("$(r1hpc_host_python)" "$R1HPC_HOME/jobs/requeue.py" begin "$R1HPC_RUN_DIR"); then
     echo "the attempt's record could not be opened: holding job $(r1hpc_job)" >&2
-    scontrol requeuehold "$(r1hpc_job)" && sleep 120
+    timeout 60 scontrol requeuehold "$(r1hpc_job)" && sleep 120
     exit 1
   fi
   eval "$exports"
@@ -50,7 +53,7 @@ r1hpc_preflight() {
   rc=$?
   if [ "$rc" -ne 0 ]; then
     echo "preflight: exit code $rc, nothing is started" >&2
-    [ "$rc" -eq 124 ] && rc=76
+    case $rc in 124 | 137) rc=76 ;; esac
     r1hpc_preflight_rc=$rc
     # The main command starts with srun: as a function it returns the preflight's code, and teardown goes on from there.
     # shellcheck disable=SC2317
@@ -67,8 +70,10 @@ r1hpc_end() {
     0) ;;
     3) sleep 120 ;; # Slurm ends the script now; leaving by itself would count as the job's end
     *)
+      # Of a success only the record is lost.
+      [ "$1" -eq 0 ] && return
       echo "no decision could be made: holding job $(r1hpc_job)" >&2
-      scontrol requeuehold "$(r1hpc_job)" && sleep 120
+      timeout 60 scontrol requeuehold "$(r1hpc_job)" && sleep 120
       ;;
   esac
 }

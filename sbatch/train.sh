@@ -18,14 +18,14 @@ export R1HPC_PYTHON=${R1HPC_PYTHON:-$R1HPC_HOME/.venv/bin/python}
 export PYTHONPATH=$R1HPC_HOME${PYTHONPATH:+:$PYTHONPATH}
 config=${1:-$R1HPC_HOME/configs/r1.yaml}
 shift || true
-prepare=(--prepare)
+# shellcheck source=sbatch/hooks.sh
+. "$R1HPC_HOME/sbatch/hooks.sh"
+prepare=(--prepare --own-job "$(r1hpc_job)")
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || prepare+=(--again)
 R1HPC_RUN_DIR=$("$R1HPC_PYTHON" -m r1hpc.submit "$config" "${prepare[@]}" "$@" | tail -n 1)
 [ -d "$R1HPC_RUN_DIR" ] || exit 64
 export R1HPC_RUN_DIR
 
-# shellcheck source=sbatch/hooks.sh
-. "$R1HPC_HOME/sbatch/hooks.sh"
 r1hpc_begin
 r1hpc_preflight "${R1HPC_PREFLIGHT_TIMEOUT_S:-300}" "--mpi=${R1HPC_MPI:-pmi2}"
 srun --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 --cpu-bind=none \

@@ -38,7 +38,7 @@ class Facts(NamedTuple):
     restarts_now: int
     """Restarts that Slurm counts now; above `restart` when it has requeued the job by itself."""
     seconds_left: Optional[float]
-    """Until the time limit; None when unknown."""
+    """Until start + time limit, as Slurm says now; None when unknown. Negative: the limit has passed."""
     lead_s: float
     """How long before the time limit the warning signal comes."""
     progress: bool
@@ -68,21 +68,32 @@ def decide(facts: Facts) -> Decision:
     if facts.restarts_now > facts.restart:
         return Decision(EXIT, "requeued_by_slurm", "Slurm has put the job back in the queue by itself")
     cause = _cause(facts)
-    if facts.job_state not in ("RUNNING", "UNKNOWN") and cause not in ("walltime", "launch_failed"):
+    limit_passed = facts.seconds_left is not None and facts.seconds_left <= 0
+    if facts.job_state not in ("RUNNING", "UNKNOWN") and cause != "launch_failed" and not limit_passed:
         return Decision(EXIT, "cancelled", "the job is {}, not RUNNING: cancelled".format(facts.job_state))
     if facts.job_state == "UNKNOWN":
         return Decision(HOLD, cause, "Slurm does not say in what state the job is")
     if cause == "invalid":
         return Decision(EXIT, cause, "the configuration or command line is wrong: trying again cannot help")
     exclude = _exclude(facts, cause)
-    failed = _attempts_without_progress(facts)
+    failed = _same_kind_without_progress(facts, cause)
     if failed >= facts.max_crashes:
-        reason = "{} attempts in a row without progress, the last one: {} (run.max_crashes = {})".format(
-            failed, cause, facts.max_crashes
+        reason = "{} attempts without progress ended so, the last one: {} (run.max_crashes = {})".format(
+            failed, _REASONS[cause], facts.max_crashes
         )
         return Decision(HOLD, cause, reason, exclude)
     return Decision(REQUEUE, cause, _REASONS[cause], exclude)
 
+
+_KINDS = {
+    "preempted": "interrupted",
+    "walltime": "interrupted",
+    "node_lost": "node",
+    "launch_failed": "node",
+    "bad_node": "node",
+    "abandoned": "node",
+}  # type: Dict[str, str]
+"""Each kind has a budget of its own: two preemptions and a lost node are no crash loop. Others are crashes."""
 
 _REASONS = {
     "bad_node": "a node failed the preflight",
@@ -115,15 +126,15 @@ def _cause(facts: Facts) -> str:
     return "crash"
 
 
-def _attempts_without_progress(facts: Facts) -> int:
-    """Attempts without progress at the end of the ledger, this one included."""
+def _same_kind_without_progress(facts: Facts, cause: str) -> int:
+    """Attempts since the last progress that ended for the same kind of cause, this one included."""
     if facts.progress:
         return 0
-    count = 1
+    kind, count = _KINDS.get(cause, "crash"), 1
     for past in reversed(facts.past):
         if past.progress:
             break
-        count += 1
+        count += _KINDS.get(past.cause, "crash") == kind
     return count
 
 

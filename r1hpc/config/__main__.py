@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from r1hpc.config.dump import dump_config
 from r1hpc.config.explain import explain, reference
 from r1hpc.config.import_script import import_script
 from r1hpc.config.load import LoadedConfig, load_config
-from r1hpc.errors import R1hpcError
+from r1hpc.errors import ConfigError, R1hpcError
 from r1hpc.exit_codes import INVALID, SUCCESS
 from r1hpc.publish import publish_text
 
@@ -20,10 +22,21 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
     except R1hpcError as error:
-        print(error, file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):
+            print(error, file=sys.stderr)
         return INVALID
+    except BrokenPipeError:  # the reader (| head) has what it wanted
+        _discard_output()
     return SUCCESS
+
+
+def _discard_output() -> None:
+    # Python writes what is left at its exit, and complains if nobody reads it.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,8 +101,21 @@ def _import(arguments: argparse.Namespace) -> None:
     if arguments.output is None:
         print(imported.text, end="")
     else:
-        publish_text(arguments.output, imported.text)
+        _write(arguments.output, imported.text)
         print(f"wrote {arguments.output}; next: python -m r1hpc.config check {arguments.output}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        if path.is_dir():
+            raise ConfigError([f"{path} is a directory: name a file in it, such as {path / 'run.yaml'}"])
+        if path.exists() and not path.is_file():
+            raise ConfigError([f"{path} is no file: leave -o out to print"])
+        publish_text(path, text)
+    except FileNotFoundError as error:
+        raise ConfigError([f"{path} cannot be written: make the directory {path.parent} first"]) from error
+    except OSError as error:
+        raise ConfigError([f"{path} cannot be written: {error.strerror}; name another place"]) from error
 
 
 def _reference(arguments: argparse.Namespace) -> None:

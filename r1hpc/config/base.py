@@ -65,7 +65,7 @@ def _sliced_path(value: str) -> str:
 
 
 Minutes = Annotated[
-    int, BeforeValidator(parse_minutes), Field(ge=1), Words("minutes, or a Slurm time such as 1-12:30:00")
+    int, BeforeValidator(parse_minutes), Field(ge=1, le=525_600), Words("minutes, or a Slurm time such as 1-12:30:00")
 ]
 """Whole minutes; also accepts Slurm's forms: 90, "90", "1:30:00", "1-12", "1-12:30", "1-12:30:00"."""
 ImportPath = Annotated[str, AfterValidator(_import_path), Words("import path")]

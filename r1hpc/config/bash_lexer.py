@@ -16,12 +16,15 @@ _HEREDOC = re.compile(r"<<-?\s*(?P<quote>['\"]?)(?P<word>\w+)(?P=quote)")
 
 @dataclass
 class Token:
-    """A word, an operator or the end of a line."""
+    """A word, an operator, the end of a line, or something that opens and never closes."""
 
-    kind: Literal["word", "operator", "newline"]
+    kind: Literal["word", "operator", "newline", "unclosed"]
     line: int
     text: str = ""
-    """The word with its quotes removed and every variable written ${NAME}; a literal ${ is written $${."""
+    """The word with its quotes removed and every variable written ${NAME}; a literal ${ is written $${.
+    Of what is unclosed: the characters that open it."""
+    offset: int = 0
+    """Where it starts, in characters: what stands before what."""
     array: str | None = None
     """The array that the whole word stands for: "${CKPT_ARGS[@]}"."""
     defaults: dict[str, str] = field(default_factory=dict)
@@ -41,12 +44,13 @@ class _Lexer:
         self._at = 0
         self._line = 1
         self._heredocs: list[str] = []
+        self._unclosed: list[Token] = []
 
     def tokens(self) -> Iterator[Token]:
         while self._at < len(self._text):
             here = self._text[self._at]
             if here == "\n":
-                yield Token("newline", self._line)
+                yield Token("newline", self._line, offset=self._at)
                 self._advance(1)
                 self._skip_heredocs()
             elif self._text.startswith("\\\n", self._at):
@@ -59,8 +63,11 @@ class _Lexer:
                 yield self._operator(here)
             else:
                 yield self._word()
+            yield from self._unclosed
+            self._unclosed.clear()
 
     def _operator(self, here: str) -> Token:
+        token = Token("operator", self._line, here, offset=self._at)
         heredoc = _HEREDOC.match(self._text, self._at)
         if self._text.startswith("<<<", self._at):
             self._advance(3)
@@ -69,16 +76,16 @@ class _Lexer:
             self._advance(len(heredoc[0]))
         else:
             self._advance(1)
-        return Token("operator", self._line, here)
+        return token
 
     def _word(self) -> Token:
-        token = Token("word", self._line)
+        token = Token("word", self._line, offset=self._at)
         quoted = False
-        start = self._at
+        opened, start = self._line, self._at
         while self._at < len(self._text):
             here = self._text[self._at]
             if here == '"':
-                quoted = not quoted
+                quoted, opened = not quoted, self._line
                 self._advance(1)
             elif quoted or not (here.isspace() or here in _OPERATORS):
                 self._piece(token, here, quoted)
@@ -87,6 +94,8 @@ class _Lexer:
         whole = _ARRAY.fullmatch(self._text[start : self._at].strip('"'))
         if whole:
             token.array, token.unread = whole["name"], None
+        if quoted:
+            self._never_closed('"', opened)
         return token
 
     def _piece(self, token: Token, here: str, quoted: bool) -> None:
@@ -95,6 +104,8 @@ class _Lexer:
             self._escape(token, quoted)
         elif here == "'" and not quoted:
             end = _find(self._text, "'", self._at + 1)
+            if end == len(self._text):
+                self._never_closed("'", self._line)
             token.text += self._text[self._at + 1 : end].replace("${", "$${")
             self._advance(end + 1 - self._at)
         elif here in "$`":
@@ -123,7 +134,10 @@ class _Lexer:
             token.defaults[default["name"]] = default["default"]
             self._advance(len(default[0]))
         else:
-            end = self._expansion_end()
+            end = _expansion_end(self._text, self._at)
+            if end is None:
+                self._never_closed(self._text[self._at : self._at + 2].strip(), self._line)
+                end = len(self._text)
             part = self._text[self._at : end]
             if part == "$":
                 token.text += part
@@ -131,35 +145,67 @@ class _Lexer:
                 token.unread = token.unread or part
             self._advance(end - self._at)
 
-    def _expansion_end(self) -> int:
-        """Where the expansion that starts here ends; brackets are counted, quotes inside them are not read."""
-        text, at = self._text, self._at
-        if text[at] == "`":
-            return _find(text, "`", at + 1) + 1
-        opening = text[at + 1 : at + 2]
-        if opening not in ("(", "{"):
-            return at + 2 if opening and opening in "0123456789@*#?$!-" else at + 1
-        closing = ")" if opening == "(" else "}"
-        depth = 0
-        for end in range(at + 1, len(text)):
-            depth += (text[end] == opening) - (text[end] == closing)
-            if depth == 0:
-                return end + 1
-        return len(text)
-
     def _skip_heredocs(self) -> None:
         for word in self._heredocs:
-            while self._at < len(self._text):
+            opened, closed = self._line - 1, False
+            while not closed and self._at < len(self._text):
                 end = _find(self._text, "\n", self._at)
                 line = self._text[self._at : end]
                 self._advance(end + 1 - self._at)
-                if line.strip() == word:
-                    break
+                closed = line.strip() == word
+            if not closed:
+                self._never_closed(f"<<{word}", opened)
         self._heredocs.clear()
+
+    def _never_closed(self, opening: str, line: int) -> None:
+        self._unclosed.append(Token("unclosed", line, opening, offset=self._at))
 
     def _advance(self, count: int) -> None:
         self._line += self._text.count("\n", self._at, self._at + count)
         self._at += count
+
+
+def _expansion_end(text: str, at: int) -> int | None:
+    """Where the expansion that starts at `at` ends; None when it never does."""
+    if text[at] == "`":
+        return text.find("`", at + 1) + 1 or None
+    opening = text[at + 1 : at + 2]
+    if opening not in ("(", "{"):
+        return at + 2 if opening and opening in "0123456789@*#?$!-" else at + 1
+    return _bracket_end(text, at + 1)
+
+
+def _bracket_end(text: str, at: int) -> int | None:
+    """Where the bracket at `at` ends; those inside quotes and escapes are not counted."""
+    opening = text[at]
+    closing = ")" if opening == "(" else "}"
+    end: int | None = at + 1
+    while end is not None and end < len(text):
+        here = text[end]
+        if here == closing:
+            return end + 1
+        if here == opening:
+            end = _bracket_end(text, end)
+        elif here == "'" and opening == "(":
+            end = text.find("'", end + 1) + 1 or None
+        elif here == '"':
+            end = _quote_end(text, end)
+        else:
+            end += 2 if here == "\\" else 1
+    return None
+
+
+def _quote_end(text: str, at: int) -> int | None:
+    """Where the double quote at `at` ends; an expansion in it may hold quotes of its own."""
+    end: int | None = at + 1
+    while end is not None and end < len(text):
+        if text[end] == '"':
+            return end + 1
+        if text[end] in "$`":
+            end = _expansion_end(text, end)
+        else:
+            end += 2 if text[end] == "\\" else 1
+    return None
 
 
 def _find(text: str, what: str, start: int) -> int:

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from r1hpc.config.bash_lexer import Token, tokens
+from r1hpc.config.bash_variables import Assignment, Use
 
 _ARRAY_START = re.compile(r"(?P<name>[A-Za-z_]\w*)\+?=")
-_ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
+_ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)(?P<append>\+?)=(?P<value>.*)", re.DOTALL)
+_OPEN_BLOCK = frozenset({"if", "case", "for", "while", "until", "select"})
+_CLOSE_BLOCK = frozenset({"fi", "esac", "done"})
+_KEYWORDS = _OPEN_BLOCK | _CLOSE_BLOCK | {"then", "else", "elif", "do", "{", "}", "!", "time"}
+_DECLARE = frozenset({"export", "declare", "readonly", "local", "typeset"})
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,26 @@ class Flag:
     line: int
     unread: str | None = None
     """The part of a value that only running the script would tell."""
+    offset: int = 0
+
+    @property
+    def use(self) -> Use:
+        """What its values take from variables."""
+        return Use(f"--{self.name}", " ".join(self.values), self.line, self.offset)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One NAME=( ... ) or NAME+=( ... )."""
+
+    words: list[Token]
+    line: int
+    appends: bool
+    is_conditional: bool
+
+    @property
+    def says(self) -> list[tuple[str, str | None, str | None]]:
+        return [(word.text, word.array, word.unread) for word in self.words]
 
 
 @dataclass
@@ -32,8 +57,8 @@ class Script:
 
     flags: list[Flag] = field(default_factory=list)
     """In the order in which the program gets them."""
-    variables: dict[str, str] = field(default_factory=dict)
-    """NAME=value of the script, and the defaults of ${NAME:-value}."""
+    assignments: dict[str, list[Assignment]] = field(default_factory=dict)
+    """NAME=value of the script in its order, and the defaults of ${NAME:-value}."""
     notices: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -47,8 +72,11 @@ class _Reader:
     def __init__(self, label: str) -> None:
         self._label = label
         self._script = Script()
-        self._arrays: dict[str, list[Token]] = {}
+        self._arrays: dict[str, list[_Piece]] = {}
         self._command: tuple[str, list[Token]] | None = None
+        self._open_blocks = 0
+        self._after_test = False
+        """Whether this statement follows && or ||."""
 
     def read(self, stream: Sequence[Token]) -> Script:
         statement: list[Token] = []
@@ -57,16 +85,32 @@ class _Reader:
             token = stream[at]
             if self._starts_array(stream, at):
                 at = self._array(stream, at)
+                self._after_test = False
+                continue
+            if token.kind == "unclosed":
+                self._problem(token.line, f"{token.text} opens here and is never closed: what follows cannot be read")
+            elif token.kind == "word" and not statement and token.text in _KEYWORDS:
+                self._keyword(token.text, stream[at + 1 : at + 2])
             elif token.kind == "word":
                 statement.append(token)
-                at += 1
             else:
                 self._statement(statement)
+                if token.kind == "operator" or statement:
+                    self._after_test = token.text in ("&", "|") and stream[at - 1].text == token.text
                 statement = []
-                at += 1
+            at += 1
         self._statement(statement)
         self._flags_in_order()
         return self._script
+
+    @property
+    def _is_conditional(self) -> bool:
+        return self._open_blocks > 0 or self._after_test
+
+    def _keyword(self, keyword: str, following: Sequence[Token]) -> None:
+        self._open_blocks += (keyword in _OPEN_BLOCK) - (keyword in _CLOSE_BLOCK)
+        if keyword in ("for", "select"):
+            self._unknown(following)
 
     def _starts_array(self, stream: Sequence[Token], at: int) -> bool:
         following = stream[at + 1] if at + 1 < len(stream) else None
@@ -75,9 +119,13 @@ class _Reader:
 
     def _array(self, stream: Sequence[Token], at: int) -> int:
         """Take the array that starts at `at`; return where the script goes on."""
-        name = stream[at].text.rstrip("+=")
-        words = self._arrays.setdefault(name, []) if stream[at].text.endswith("+=") else []
-        self._arrays[name] = words
+        start = stream[at]
+        name = start.text.rstrip("+=")
+        words: list[Token] = []
+        before = self._words(name)
+        self._arrays.setdefault(name, []).append(
+            _Piece(words, start.line, start.text.endswith("+="), self._is_conditional)
+        )
         for end in range(at + 2, len(stream)):
             token = stream[end]
             if token.kind == "operator":
@@ -85,9 +133,18 @@ class _Reader:
                     return end + 1
                 self._problem(token.line, f"{name} holds {token.text!r} outside quotes: the array cannot be read")
             elif token.kind == "word":
-                words.append(token)
-        self._problem(stream[at].line, f"{name} is never closed: a ')' is missing")
+                words += before if token.array == name else [token]
+            elif token.kind == "unclosed":
+                self._problem(token.line, f"{token.text} opens here and is never closed: what follows cannot be read")
+        self._problem(start.line, f"{name} is never closed: a ')' is missing")
         return len(stream)
+
+    def _words(self, array: str) -> list[Token]:
+        """The words of an array after the pieces that were read so far."""
+        words: list[Token] = []
+        for piece in self._arrays.get(array, ()):
+            words = [*words, *piece.words] if piece.appends else piece.words
+        return words
 
     def _statement(self, words: list[Token]) -> None:
         if not words:
@@ -100,18 +157,42 @@ class _Reader:
         program = next((at for at, word in enumerate(words) if word.text.endswith(".py")), None)
         if program is not None and any(word.array for word in words[program:]):
             self._command = (words[program].text, words[program + 1 :])
-        for word in words[1:] if first in ("export", "declare", "readonly", "local") else words[:1]:
-            self._assignment(word)
+        if first in _DECLARE:
+            for word in words[1:]:
+                self._assignment(word)
+        elif first == "read":
+            self._unknown(words[1:])
+        elif all(_ASSIGNMENT.fullmatch(word.text) for word in words):  # else NAME=value is for one command only
+            for word in words:
+                self._assignment(word)
 
     def _assignment(self, word: Token) -> None:
         assignment = _ASSIGNMENT.fullmatch(word.text)
-        if assignment is None or word.unread is not None:
+        if assignment is None:
             return
+        self._defaults(word)
         name, value = assignment["name"], assignment["value"]
-        if value == f"${{{name}}}" and name in word.defaults:  # NAME=${NAME:-value}
-            value = word.defaults[name]
-        if f"${{{name}}}" not in value:
-            self._script.variables[name] = value
+        if value == f"${{{name}}}" and not assignment["append"]:
+            if name not in word.defaults:
+                return  # export NAME=$NAME
+            value = word.defaults[name]  # NAME=${NAME:-value}
+        changes = bool(assignment["append"]) or f"${{{name}}}" in value
+        known = None if word.unread is not None else value
+        self._assigned(name, Assignment(known, word.line, word.offset, False, self._is_conditional, changes))
+
+    def _defaults(self, word: Token) -> None:
+        for name, value in word.defaults.items():
+            if not word.text.startswith(f"{name}="):
+                self._assigned(name, Assignment(value, word.line, word.offset, is_default=True))
+
+    def _unknown(self, words: Sequence[Token]) -> None:
+        """Note that a loop or `read` gives these variables values of its own."""
+        for word in words:
+            if word.text.isidentifier():
+                self._assigned(word.text, Assignment(None, word.line, word.offset))
+
+    def _assigned(self, name: str, assignment: Assignment) -> None:
+        self._script.assignments.setdefault(name, []).append(assignment)
 
     def _flags_in_order(self) -> None:
         """Flags as the program gets them: in the order of its command line, or of the arrays where there is none."""
@@ -119,10 +200,27 @@ class _Reader:
             program, words = self._command
             self._read_flags(program, words)
         else:
-            for name, words in self._arrays.items():
-                self._read_flags(name, words)
+            for name in self._arrays:
+                self._read_array(name, ())
 
-    def _read_flags(self, array: str, words: Sequence[Token]) -> None:
+    def _read_array(self, name: str, around: tuple[str, ...]) -> None:
+        pieces = self._arrays[name]
+        if not any(word.array or word.text.startswith("--") for piece in pieces for word in piece.words):
+            return  # an array of the script's own
+        first = next((piece for piece in pieces if not piece.appends), pieces[0])
+        other = next((piece for piece in pieces if not piece.appends and piece.says != first.says), None)
+        conditional = next((piece for piece in pieces if piece.is_conditional), None)
+        if name in around:
+            self._problem(first.line, f"{name} contains itself: {' -> '.join([*around, name])}")
+            return
+        if conditional is not None:
+            rule = f"{name} is set under a condition (if, case, loop, && or ||): write the flags that hold here"
+            self._problem(conditional.line, rule)
+        elif other is not None:
+            self._problem(other.line, f"{name} was given other flags before (line {first.line}): keep one of the two")
+        self._read_flags(name, self._words(name), (*around, name))
+
+    def _read_flags(self, array: str, words: Sequence[Token], around: tuple[str, ...] = ()) -> None:
         if not any(word.array or word.text.startswith("--") for word in words):
             return  # an array of the script's own
         flag: Token | None = None
@@ -138,7 +236,7 @@ class _Reader:
             else:
                 values.append(word)
             if word.array in self._arrays:
-                self._read_flags(word.array, self._arrays[word.array])
+                self._read_array(word.array, around)
             elif word.array:
                 self._notice(word.line, f"{array}: ${{{word.array}[@]}} is not set in this script")
         self._finish(array, flag, values)
@@ -149,9 +247,9 @@ class _Reader:
         name, equals, value = flag.text.removeprefix("--").partition("=")
         texts = (*([value] if equals else []), *(word.text for word in values))
         for word in (flag, *values):
-            self._script.variables |= {k: v for k, v in word.defaults.items() if k not in self._script.variables}
+            self._defaults(word)
         unread = next((word.unread for word in (flag, *values) if word.unread), None)
-        self._script.flags.append(Flag(name, texts, array, flag.line, unread))
+        self._script.flags.append(Flag(name, texts, array, flag.line, unread, flag.offset))
 
     def _notice(self, line: int, text: str) -> None:
         self._script.notices.append(f"{self._label}:{line}: {text}")

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from r1hpc.config.base import Minutes, Section, TextList, Words
-from r1hpc.config.training import NonNegativeFloat, PositiveFloat, PositiveInt
+from r1hpc.config.nodeset import check_node_set
+from r1hpc.config.quantities import Gibibytes, GigabytesPerSecond, Hours, NonNegativeFloat, PositiveInt, Seed
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
@@ -21,22 +22,24 @@ def _run_name(value: str) -> str:
 
 RunName = Annotated[str, AfterValidator(_run_name), Words("name of letters, digits, '.', '_' and '-'")]
 """A name that is a job name, a directory name and a process mark."""
+NodeSet = Annotated[str, AfterValidator(check_node_set), Words("node set, such as node[01-03,07]")]
+"""Names of nodes as Slurm's options take them."""
 
 
 class HostsConfig(Section):
     """How many hosts, what each has, and how they reach each other."""
 
-    num_nodes: PositiveInt
+    num_nodes: Annotated[int, Field(ge=1, le=65536)]
     """Hosts of the train job."""
-    gpus_per_node: PositiveInt
+    gpus_per_node: Annotated[int, Field(ge=1, le=1024)]
     """GPUs of a host: the slots of its hostfile line. CPU rehearsals count logical slots."""
     hostfile: str = "auto"
     """auto takes the nodes that Slurm gives; a path (hostfiles/r1.hostfile) asks for exactly its hosts, in order."""
     device: Literal["cuda", "cpu"] = "cuda"
     """cpu rehearses: gloo, logical GPU slots."""
-    gpu_memory_gib: PositiveFloat = 80.0
+    gpu_memory_gib: Gibibytes = 80.0
     """Memory of one GPU as sold, GiB: 80 on an H100."""
-    host_memory_gib: PositiveFloat
+    host_memory_gib: Gibibytes
     """Memory of a host that the job may use, GiB."""
     fabric_interface: str | None = None
     """Network interface whose address goes to the hostfile (ib0, eth0, lo); null takes Slurm's NodeAddr."""
@@ -52,7 +55,7 @@ class HostsConfig(Section):
     """Seconds in which every node must have reported."""
     bring_up_timeout_s: PositiveInt = 300
     """Seconds in which Ray must be up on every node and placed on every slot."""
-    object_store_gib: PositiveFloat = 32.0
+    object_store_gib: Gibibytes = 32.0
     """Ray object store of a host, GiB; counted in the plan."""
 
 
@@ -69,7 +72,7 @@ class SlurmConfig(Section):
     """Features that the nodes must have. --constraint"""
     reservation: str | None = None
     """Reservation to run in. --reservation"""
-    exclude: str | None = None
+    exclude: NodeSet | None = None
     """Node set never to use (node[03,07-08]). --exclude"""
     time_limit: Minutes = 1440
     """Time limit of the train job. --time"""
@@ -79,7 +82,7 @@ class SlurmConfig(Section):
     """Type in the GPU request (h100): --gpus-per-node=h100:8."""
     switches: str | None = None
     """Switches at most, and the longest wait for them: N[@time]. --switches"""
-    nice: int | None = None
+    nice: Annotated[int, Field(ge=-2147483645, le=2147483645)] | None = None
     """Adjustment of the priority; positive is later. --nice"""
     comment: str | None = None
     """Text added to the job comment. --comment"""
@@ -114,7 +117,7 @@ class CastConfig(Section):
     """Tasks that run at once; null is no limit."""
     cpus_per_task: PositiveInt = 16
     """Cores of a task. --cpus-per-task"""
-    memory_gib: PositiveFloat = 64
+    memory_gib: Gibibytes = 64
     """Memory of a task, GiB. --mem"""
     time_limit: Minutes = 240
     """Time limit of a task. --time"""
@@ -137,7 +140,7 @@ class ConvertConfig(Section):
     """Tasks that run at once; null is no limit."""
     cpus_per_task: PositiveInt = 32
     """Cores of a task. --cpus-per-task"""
-    memory_gib: PositiveFloat = 256
+    memory_gib: Gibibytes = 256
     """Memory of a task, GiB. --mem"""
     time_limit: Minutes = 480
     """Time limit of a task. --time"""
@@ -150,11 +153,11 @@ class RunConfig(Section):
     """Job name and directory name."""
     root: str
     """Directory of run directories, on the file system that all nodes share; the run lives in ROOT/NAME."""
-    seed: int = 1234
+    seed: Seed = 1234
     """Seed of model initialisation and engines."""
-    file_system_gbps: PositiveFloat = 20.0
+    file_system_gbps: GigabytesPerSecond = 20.0
     """Aggregate write speed of the shared file system, GB/s (10^9 bytes); save times in the plan follow from it."""
-    mean_hours_between_interruptions: PositiveFloat = 24.0
+    mean_hours_between_interruptions: Hours = 24.0
     """Hours between preemptions, walltimes and failures; the advised save interval follows from it."""
     max_crashes: PositiveInt = 3
     """Crashes, and attempts without progress, before the run is held for a person."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
+_SLURM_TIME = re.compile(r"(?:(?P<days>\d{1,9})-)?(?P<rest>\d{1,9}(?::\d{1,9}){0,2})")
 
 
 def parse_minutes(value: object) -> object:

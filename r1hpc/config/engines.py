@@ -7,7 +7,23 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from r1hpc.config.base import OpenSection
-from r1hpc.config.training import NonNegativeFloat, PositiveInt
+from r1hpc.config.quantities import NonNegativeFloat, Number, PositiveInt
+
+AllToAll = Literal[
+    "none",
+    "deepep",
+    "mooncake",
+    "nixl",
+    "mori",
+    "ascend_fuseep",
+    "flashinfer",
+    "megamoe",
+    "deepep_v2",
+    "ascend_tp",
+    "pplx",
+    "flashinfer_megamoe",
+]
+"""Those of SGLang 0.5.21."""
 
 
 class SglangConfig(OpenSection):
@@ -17,7 +33,7 @@ class SglangConfig(OpenSection):
     """GPUs of one engine: SGLang's tp_size. --rollout-num-gpus-per-engine"""
     server_concurrency: PositiveInt = 512
     """Requests in flight per engine, kept by the client. --sglang-server-concurrency"""
-    mem_fraction_static: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    mem_fraction_static: Annotated[float, Field(ge=0.01, lt=1)] = 0.7
     """Share of GPU memory for weights and KV cache. --sglang-mem-fraction-static"""
     ep_size: PositiveInt = 1
     """Expert-parallel size; the GPUs of the engine when experts are spread. --sglang-ep-size"""
@@ -32,20 +48,21 @@ class SglangConfig(OpenSection):
     """Each data-parallel rank computes its own logits. --sglang-enable-dp-lm-head"""
     disable_radix_cache: bool = False
     """Do not share the prefixes of requests in the KV cache. --sglang-disable-radix-cache"""
-    moe_a2a_backend: str = "none"
-    """How tokens travel to their experts: none, or deepep. --sglang-moe-a2a-backend"""
+    moe_a2a_backend: AllToAll = "none"
+    """How tokens travel to their experts; deepep on H100. --sglang-moe-a2a-backend"""
     deepep_mode: Literal["auto", "normal", "low_latency"] = "auto"
     """auto prefills with normal and decodes with low_latency kernels. --sglang-deepep-mode"""
-    kv_cache_dtype: str = "auto"
-    """auto is bf16; fp8_e4m3 or fp8_e5m2 halve the cache. --sglang-kv-cache-dtype"""
+    kv_cache_dtype: Literal["auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2"] = "auto"
+    """auto is bf16; fp8_e4m3 or fp8_e5m2 halve the cache. SGLang's 4-bit and mx forms need newer GPUs than H100.
+    --sglang-kv-cache-dtype"""
 
 
 class MegatronConfig(OpenSection):
     """The trainer. Any field of Megatron's MLATransformerConfig may stand here under its own name."""
 
-    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    attention_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Megatron itself takes 0.1 where nothing is said. --attention-dropout"""
-    hidden_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    hidden_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Megatron itself takes 0.1 where nothing is said. --hidden-dropout"""
     accumulate_allreduce_grads_in_fp32: bool = True
     """Sum gradients over micro-batches and ranks in fp32. --accumulate-allreduce-grads-in-fp32"""

@@ -9,8 +9,11 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from r1hpc.config.aliases import Alias, aliases_by_key
 from r1hpc.config.load import LoadedConfig
+from r1hpc.config.modernize import plain_name, what_is_set
 from r1hpc.config.nearest import nearest
+from r1hpc.config.passed_through import refusal
 from r1hpc.config.schema import Config
 from r1hpc.config.structure import all_keys, field_words, is_open, owners, section_fields, section_type
 from r1hpc.config.validate import first_sentence, shown, unknown_key
@@ -26,6 +29,8 @@ def explain(key: str, loaded: LoadedConfig | None) -> str:
     if section in Config.model_fields:
         return "\n".join(_explain_section(section) if not name else _explain_field(section, name, loaded))
     homes = owners(section) if not name else []
+    if not homes and not name:
+        homes = [old.partition(".")[0] for old in aliases_by_key() if old.partition(".")[2] == plain_name(section, "")]
     if not homes:
         close = nearest(key, [*all_keys(), *Config.model_fields])
         hint = f"did you mean {close}?" if close else f"the sections are {', '.join(Config.model_fields)}"
@@ -65,20 +70,43 @@ def _explain_section(section: str) -> Iterator[str]:
 
 
 def _explain_field(section: str, name: str, loaded: LoadedConfig | None) -> Iterator[str]:
-    field = section_fields(section).get(name)
+    name = plain_name(name, section)
     key = f"{section}.{name}"
-    if field is None and not is_open(section):
-        raise ConfigError([f"{key}: {unknown_key((section, name))}"])
-    yield key
-    if field is None:
-        yield "  passed on to the library as it is, checked by name"
+    field = section_fields(section).get(name)
+    alias = aliases_by_key().get(key)
+    if field is None and alias is None:
+        yield from _explain_other(section, name)
     else:
+        yield key
+    if field is not None:
         yield f"  {_one_line(field.description)}"
         yield f"  takes    {field_words(field)}"
         yield f"  default  {_default(field)}"
+    elif alias is not None:
+        yield from _explain_alias(alias)
+        return
     if loaded is not None:
         yield f"  value    {shown(getattr(getattr(loaded.config, section), name, None))}"
         yield f"  from     {loaded.sources.get(key, 'its default')}"
+
+
+def _explain_alias(alias: Alias) -> Iterator[str]:
+    if alias.sets:
+        yield f"  an older name: read as {', '.join(what_is_set(key, new) for key, new in alias.sets.items())}"
+    else:
+        yield f"  accepted without effect: {alias.why}"
+
+
+def _explain_other(section: str, name: str) -> Iterator[str]:
+    """A name that the schema does not have: an argument of a library, or an error."""
+    key = f"{section}.{name}"
+    if not is_open(section):
+        raise ConfigError([f"{key}: {unknown_key((section, name))}"])
+    refused = refusal(section, name)
+    if refused is not None:
+        raise ConfigError([f"{key}: {refused}"])
+    yield key
+    yield "  passed on to the library as it is, checked by name where the library is installed"
 
 
 def _doc(section: str) -> str:

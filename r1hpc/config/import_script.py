@@ -12,20 +12,23 @@ from pydantic.fields import FieldInfo
 
 from r1hpc.config.aliases import aliases_by_key
 from r1hpc.config.bash_script import Flag, read_script
+from r1hpc.config.bash_variables import references, settle
 from r1hpc.config.dump import dump_yaml
+from r1hpc.config.import_base import over_base
 from r1hpc.config.libraries import megatron_fields
 from r1hpc.config.modernize import modernize, resolve_references
 from r1hpc.config.nearest import nearest
-from r1hpc.config.passed_through import MODEL_ARGUMENTS, check_passed_through
+from r1hpc.config.owned import MODEL_ARGUMENTS
+from r1hpc.config.passed_through import check_passed_through
 from r1hpc.config.schema import Config
 from r1hpc.config.source import KeyPath, Layer, Origin
 from r1hpc.config.structure import section_fields
-from r1hpc.config.yaml_core import PlainText, read_yaml, resolve_scalar
+from r1hpc.config.yaml_core import PlainText, resolve_scalar
 from r1hpc.errors import ConfigError
 
 _FLAG_SECTIONS = ("ckpt", "rollout", "eval", "perf", "grpo", "optimizer", "megatron")
 """Sections whose keys are flags; sglang has a prefix of its own, the rest of the schema is no flag of a script."""
-_VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)\}")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,10 @@ class Imported:
 
 
 def import_script(script: Path, base: Path | None) -> Imported:
-    """The flags of `script` as YAML, laid over the configuration `base` where one is given.
+    """The flags of `script` as YAML, with the machine of the configuration `base` where one is given.
 
     A launch script says nothing of hosts and Slurm: those sections come from `base`, or are to be added by hand.
+    What is trained comes from the script alone.
     Raises ConfigError with every flag that has no meaning here, each with array, line and the nearest known flag.
     """
     try:
@@ -50,16 +54,20 @@ def import_script(script: Path, base: Path | None) -> Imported:
     said, refused = modernize(layer)
     resolve_references(layer)
     unchecked, unknown = check_passed_through(layer)
-    problems = [*read.problems, *problems, *map(str, [*refused, *unknown])]
+    settled = settle(
+        [flag.use for flag in read.flags if flag.name.replace("-", "_") not in MODEL_ARGUMENTS], read.assignments
+    )
+    unsettled = [f"{script}:{line}: {text}" for line, text in settled.problems]
+    problems = [*read.problems, *problems, *unsettled, *map(str, [*refused, *unknown])]
     if not read.flags and not problems:
         problems = [f"{script}: no flags found: expected arrays such as CKPT_ARGS=( --load DIR ... )"]
     if problems:
         raise ConfigError(problems)
-    variables = _used_variables(layer.values, read.variables)
-    if variables:
-        layer.put(("vars",), variables, layer.origin)
-    merged = _over_base(layer, base)
-    notices = [*read.notices, *notices, *map(str, said), *unchecked, *_missing(merged)]
+    if settled.values:
+        layer.put(("vars",), dict(settled.values), layer.origin)
+    conditions = [f"{script}:{line}: {text}" for line, text in settled.notices]
+    merged, of_base = over_base(layer, base)
+    notices = [*read.notices, *conditions, *notices, *map(str, said), *unchecked, *of_base, *_missing(merged, base)]
     return Imported(_render(merged, script, notices), tuple(notices))
 
 
@@ -136,32 +144,9 @@ def _value(text: str, field: FieldInfo | None) -> Any:
     return text if takes_text else resolve_scalar(text)
 
 
-def _used_variables(values: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
-    """Those variables of the script that the values refer to, and those that these refer to."""
-    used: dict[str, str] = {}
-    texts = [str(values)]
-    while texts:
-        for name in _VARIABLE.findall(texts.pop()):
-            if name in known and name not in used:
-                used[name] = known[name]
-                texts.append(known[name])
-    return used
-
-
-def _over_base(layer: Layer, base: Path | None) -> Layer:
-    if base is None:
-        return layer
-    merged, problems = read_yaml(base, str(base))
-    if problems:
-        raise ConfigError([str(problem) for problem in problems])
-    modernize(merged)
-    merged.overlay(layer)
-    return merged
-
-
-def _missing(merged: Layer) -> list[str]:
+def _missing(merged: Layer, base: Path | None) -> list[str]:
     """What a person has to add: required keys that are in no launch script, and variables that it does not set."""
-    variables = sorted(set(_VARIABLE.findall(str(merged.values))) - (merged.value_at(("vars",)) or {}).keys())
+    variables = sorted(set(references(str(merged.values))) - (merged.value_at(("vars",)) or {}).keys())
     missing = [
         f"{section}.{name}"
         for section in Config.model_fields
@@ -169,7 +154,8 @@ def _missing(merged: Layer) -> list[str]:
         if field.is_required() and merged.value_at((section, name)) is None
     ]
     said = [f"to be set under vars: or in the environment: {', '.join(variables)}"] if variables else []
-    return [*said, f"to be added by hand, or with --base CONFIG: {', '.join(missing)}"] if missing else said
+    way = "to be added by hand" + ("" if base else ", or with --base CONFIG")
+    return [*said, f"{way}: {', '.join(missing)}"] if missing else said
 
 
 def _render(merged: Layer, script: Path, notices: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from r1hpc.config.nearest import nearest
@@ -16,11 +16,16 @@ _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<bad>
 class Interpolator:
     """Replaces references; remembers what was wrong and which keys it concerns."""
 
-    def __init__(self, variables: Layer, environ: Mapping[str, str]) -> None:
-        """variables: a layer whose only section is `vars`."""
+    def __init__(
+        self, variables: Layer, environ: Mapping[str, str], needs_text: Callable[[KeyPath], bool] = lambda key: False
+    ) -> None:
+        """variables: a layer whose only section is `vars`; needs_text: keys in which a variable may not be empty."""
         self._variables = variables
-        self._texts: Mapping[str, Any] = variables.values.get("vars") or {}
+        texts = variables.values.get("vars")
+        self._texts: Mapping[str, Any] = texts if isinstance(texts, dict) else {}
         self._environ = environ
+        self._needs_text = needs_text
+        self._empty: list[str] = []
         self.problems: list[Problem] = []
         self.broken: set[KeyPath] = set()
         self._reported: set[tuple[Origin, str]] = set()
@@ -33,7 +38,11 @@ class Interpolator:
             return [self.value(item, (*path, str(index)), origins) for index, item in enumerate(value)]
         if not isinstance(value, str) or "${" not in value:
             return value
+        self._empty.clear()
         text = self._text(value, origins.where(path), dotted(path), ())
+        if text is not None and self._empty and self._needs_text(path):
+            self._report_empty(self._empty[0], path, value, origins.where(path))
+            text = None
         if text is None:
             self.broken.add(path)
             return value
@@ -50,6 +59,8 @@ class Interpolator:
                 found = self._variable(match["name"], origin, key, chain)
                 if found is None:
                     return None
+                if not found:
+                    self._empty.append(match["name"])
                 pieces.append(found)
             elif match["bad"]:
                 rule = f"{match['bad']} is no reference: write ${{NAME}}, or $${{ for a literal ${{"
@@ -74,6 +85,15 @@ class Interpolator:
             return self._environ[name]
         self._report(Problem(origin, f"${{{name}}} is not defined; {self._fix(name)}", key))
         return None
+
+    def _report_empty(self, name: str, path: KeyPath, value: str, origin: Origin) -> None:
+        if name in self._texts:
+            origin, named = self._variables.where(("vars", name)), f"vars.{name}"
+        else:
+            named = f"{name} of the environment"
+        if not any(problem.about == named for problem in self.problems):
+            rule = f"is empty, and {dotted(path)} = {value} is a path: give it a value"
+            self.problems.append(Problem(origin, rule if not origin.is_override else f"{named} {rule}", named))
 
     def _fix(self, name: str) -> str:
         close = nearest(name, self._texts) or nearest(name, self._environ)

@@ -10,11 +10,12 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
+from r1hpc.config.characters import check_characters
 from r1hpc.config.interpolate import Interpolator
 from r1hpc.config.modernize import modernize, resolve_references
 from r1hpc.config.overrides import read_override
 from r1hpc.config.passed_through import check_passed_through
-from r1hpc.config.paths import resolve_paths
+from r1hpc.config.paths import is_path, resolve_paths
 from r1hpc.config.rules import RULES
 from r1hpc.config.schema import Config
 from r1hpc.config.sites import find_site
@@ -98,12 +99,14 @@ def _substitute(merged: Layer, environ: Mapping[str, str], problems: list[Proble
         if value is not None and not isinstance(value, dict):
             problems.append(Problem(origin, "is a section of names and texts", f"vars = {shown(value)}"))
             variables.values.clear()
-    interpolator = Interpolator(variables, environ)
+    interpolator = Interpolator(variables, environ, needs_text=is_path)
     merged.values = interpolator.value(merged.values, (), merged)
     problems += interpolator.problems
-    missing_files = resolve_paths(merged)
-    problems += missing_files.values()
-    return interpolator.broken | missing_files.keys()
+    unprintable = check_characters(merged)
+    broken = interpolator.broken | unprintable.keys()
+    no_paths = resolve_paths(merged, broken)
+    problems += [*unprintable.values(), *no_paths.values()]
+    return broken | no_paths.keys()
 
 
 def _validate(

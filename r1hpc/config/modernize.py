@@ -17,7 +17,7 @@ def modernize(layer: Layer) -> tuple[list[Notice], list[Problem]]:
     problems: list[Problem] = []
     aliases = aliases_by_key()
     for section in [name for name in Config.model_fields if isinstance(layer.values.get(name), dict)]:
-        notices += _respell(layer, section, aliases)
+        notices += _respell(layer, section, aliases, problems)
         for name in list(layer.values[section]):
             alias = aliases.get(f"{section}.{name}")
             if alias is not None:
@@ -34,16 +34,20 @@ def resolve_references(layer: Layer) -> None:
                 layer.values[section][name] = _value_or_default(layer, tuple(value.key.split(".")))
 
 
-def _respell(layer: Layer, section: str, aliases: Collection[str]) -> list[Notice]:
+def _respell(layer: Layer, section: str, aliases: Collection[str], problems: list[Problem]) -> list[Notice]:
     """Read --save-interval, save-interval, SAVE_INTERVAL and sglang_dp_size (in sglang) as the keys they mean."""
     notices = []
     for name in list(layer.values[section]):
         plain = plain_name(name, section)
         known = plain in section_fields(section) or f"{section}.{plain}" in aliases
         flag_like = section in ("sglang", "megatron") and plain.isidentifier()
-        if plain == name or plain in layer.values[section] or not (known or flag_like):
+        if plain == name or not (known or flag_like):
             continue
         value, origin = layer.pop((section, name))
+        if plain in layer.values[section]:
+            rule = f"given twice, as {plain} at {layer.where((section, plain))} too; keep one"
+            problems.append(Problem(origin, rule, f"{section}.{name}"))
+            continue
         layer.put((section, plain), value, origin)
         notices.append(Notice(origin, f"{section}.{name} is read as {plain}"))
     return notices
@@ -79,7 +83,12 @@ def _set(layer: Layer, path: KeyPath, new: object, written: object, origin: Orig
     if present is not None:
         return f"{dotted(path)}, which {layer.where(path)} sets itself, is taken"
     layer.put(path, written if new is WRITTEN else new, origin)
-    return f"read as {dotted(path)}" + ("" if new is WRITTEN else f" = {_said(new)}")
+    return f"read as {what_is_set(dotted(path), new)}"
+
+
+def what_is_set(key: str, new: object) -> str:
+    """`sglang.ep_size = rollout_num_gpus_per_engine`, or the key alone where it takes the value as written."""
+    return key if new is WRITTEN else f"{key} = {_said(new)}"
 
 
 def _said(new: object) -> str:

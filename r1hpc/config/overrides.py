@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from r1hpc.config.modernize import plain_name
 from r1hpc.config.schema import Config
 from r1hpc.config.source import Layer, Origin, Problem
@@ -28,5 +30,5 @@ def read_override(override: str) -> tuple[Layer, list[Problem]]:
         return layer, []
     value, problems = parse_value(text.strip(), path, origin)
     if not problems:
-        layer.put(path, value, origin)
+        layer.put(path, value, origin if isinstance(value, list | dict) else replace(origin, written=text.strip()))
     return layer, problems

@@ -9,11 +9,14 @@ working directory, then beside the file that names it, then one directory up. ~ 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from r1hpc.config.base import split_slice
 from r1hpc.config.source import KeyPath, Layer, Origin, Problem, dotted
+from r1hpc.config.structure import section_fields
+from r1hpc.config.validate import about
 
 _DIRECTORIES: tuple[KeyPath, ...] = (
     ("run", "root"),
@@ -25,28 +28,60 @@ _DIRECTORIES: tuple[KeyPath, ...] = (
 )
 _HF_CONFIG: KeyPath = ("ckpt", "hf_config")
 _HOSTFILE: KeyPath = ("hosts", "hostfile")
+FILES = (_HF_CONFIG, _HOSTFILE)
+"""The files that must exist."""
 _PROMPT_DATA: KeyPath = ("rollout", "prompt_data")
 _EVAL_SETS: KeyPath = ("eval", "eval_prompt_data")
+_PYTHON: KeyPath = ("slurm", "python")
+_SHELL_VARIABLE = re.compile(r"\$(?P<name>[A-Za-z_]\w*)")
 
 
-def resolve_paths(layer: Layer) -> dict[KeyPath, Problem]:
-    """Make every path of `layer` absolute, in place; return what is wrong with the files that must exist."""
-    for key in _DIRECTORIES:
-        _rewrite(layer, key, _absolute)
+def is_path(key: KeyPath) -> bool:
+    """Whether the value of `key` is a path."""
+    return key in (*_DIRECTORIES, *FILES, _PROMPT_DATA, _PYTHON) or (len(key) == 3 and key[:2] == _EVAL_SETS)
+
+
+def resolve_paths(layer: Layer, known_broken: Collection[KeyPath]) -> dict[KeyPath, Problem]:
+    """Make every path of `layer` absolute, in place; return what is wrong with paths, and with files that must exist.
+
+    known_broken: keys whose problem has been reported already; they stay as they are.
+    """
     eval_sets = layer.value_at(_EVAL_SETS)
-    for key in (_PROMPT_DATA, *((*_EVAL_SETS, name) for name in (eval_sets if isinstance(eval_sets, dict) else ()))):
-        _rewrite(layer, key, _absolute_sliced)
-    problems: dict[KeyPath, Problem] = {}
-    _find(layer, _HF_CONFIG, _beside_then_here, problems)
-    if layer.value_at(_HOSTFILE) != "auto":
-        _find(layer, _HOSTFILE, _here_then_beside, problems)
+    data = (_PROMPT_DATA, *((*_EVAL_SETS, name) for name in (eval_sets if isinstance(eval_sets, dict) else ())))
+    keys = [key for key in (*_DIRECTORIES, *data, *FILES, _PYTHON) if isinstance(layer.value_at(key), str)]
+    faults = {key: _fault(key, layer.value_at(key)) for key in keys if key not in known_broken}
+    problems = {key: Problem(layer.where(key), fault, about(layer, key)) for key, fault in faults.items() if fault}
+    for key in faults:
+        if key in problems or key == _PYTHON:
+            continue
+        if key in _DIRECTORIES:
+            _rewrite(layer, key, _absolute)
+        elif key in data:
+            _rewrite(layer, key, _absolute_sliced)
+        elif key == _HF_CONFIG:
+            _find(layer, key, _beside_then_here, problems)
+        elif layer.value_at(key) != "auto":
+            _find(layer, key, _here_then_beside, problems)
     return problems
 
 
+def _fault(key: KeyPath, text: str) -> str | None:
+    """What is wrong with a path before anybody looks for it."""
+    if not text.strip():
+        is_optional = len(key) == 2 and not section_fields(key[0])[key[1]].is_required()
+        return "is empty: write a path" + (", or leave the key out" if is_optional else "")
+    shell = _SHELL_VARIABLE.search(text)
+    if shell is not None and key != _PYTHON:  # that one is a command line, which a shell reads
+        return f"{shell[0]} would stay as it is: write ${{{shell['name']}}}"
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        return f"there is no home directory for {Path(text).parts[0]}: write the path"
+    return None
+
+
 def _rewrite(layer: Layer, key: KeyPath, change: Callable[[str], str]) -> None:
-    value = layer.value_at(key)
-    if isinstance(value, str) and value:
-        layer.put(key, change(value), layer.where(key))
+    layer.put(key, change(layer.value_at(key)), layer.where(key))
 
 
 def _is_readable(path: str) -> bool:
@@ -71,8 +106,6 @@ def _find(
     layer: Layer, key: KeyPath, places: Callable[[Origin], Sequence[Path]], problems: dict[KeyPath, Problem]
 ) -> None:
     value = layer.value_at(key)
-    if not isinstance(value, str) or not value:
-        return
     origin = layer.where(key)
     candidates = list(dict.fromkeys(_absolute(str(place / Path(value).expanduser())) for place in places(origin)))
     found = next((candidate for candidate in candidates if _is_readable(candidate)), None)

@@ -20,6 +20,8 @@ class Origin:
     line: int | None = None
     directory: Path | None = None
     """Directory of the file, for paths that are relative to it; None for an override."""
+    written: str | None = field(default=None, compare=False)
+    """An unquoted value as it stands in the text: 00123, which reads as 123."""
 
     @property
     def is_override(self) -> bool:

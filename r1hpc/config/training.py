@@ -7,11 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from r1hpc.config.base import ImportPath, Section, SlicedPath
+from r1hpc.config.quantities import Integer, NonNegativeFloat, NonNegativeInt, Number, PositiveFloat, PositiveInt, Seed
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+RewardType = Literal["deepscaler", "math_verify", "exact", "boxed_deepscaler", "boxed_math_verify", "boxed_exact"]
 
 
 class CkptConfig(Section):
@@ -53,10 +51,10 @@ class RolloutConfig(Section):
     """Wrap the prompt with the tokenizer's chat template. --apply-chat-template"""
     rollout_shuffle: bool = False
     """Permute the prompts each epoch, a pure function of (rollout_seed, epoch). --rollout-shuffle"""
-    rollout_seed: int = 42
+    rollout_seed: Seed = 42
     """Seed of the order of the prompts. --rollout-seed"""
-    rm_type: str | None = None
-    """Reward: deepscaler, math_verify, exact. --rm-type"""
+    rm_type: RewardType | None = None
+    """Reward; boxed_ takes the content of the last \\boxed{} for the response first. --rm-type"""
     custom_rm_path: ImportPath | None = None
     """Import path of a reward function. --custom-rm-path"""
     group_rm: bool = False
@@ -71,11 +69,11 @@ class RolloutConfig(Section):
     """Tokens; longer prompts are counted and dropped at load. --rollout-max-prompt-len"""
     rollout_max_response_len: PositiveInt
     """Tokens generated at most per sample. --rollout-max-response-len"""
-    rollout_temperature: PositiveFloat = 1.0
+    rollout_temperature: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     """Sampling temperature; every training log-prob divides the logits by it too. --rollout-temperature"""
-    rollout_top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    rollout_top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling: the probability kept; 1 is off. --rollout-top-p"""
-    rollout_top_k: int = -1
+    rollout_top_k: Integer = -1
     """-1 is off. --rollout-top-k"""
     over_sampling_batch_size: PositiveInt | None = None
     """Prompts submitted in one wave, at least rollout_batch_size; null means the same. --over-sampling-batch-size"""
@@ -114,7 +112,7 @@ class EvalConfig(Section):
     """Tokens; null means rollout_max_response_len. --eval-max-response-len"""
     eval_temperature: NonNegativeFloat | None = None
     """null means rollout_temperature. --eval-temperature"""
-    eval_top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    eval_top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     """null means rollout_top_p. --eval-top-p"""
 
 
@@ -172,7 +170,7 @@ class GrpoConfig(Section):
     """Lower clip of the ratio: 1 - eps_clip. --eps-clip"""
     eps_clip_high: NonNegativeFloat | None = None
     """Upper clip of the ratio: 1 + eps_clip_high; null means eps_clip. --eps-clip-high"""
-    eps_clip_c: Annotated[float, Field(gt=1)] | None = None
+    eps_clip_c: Annotated[Number, Field(gt=1)] | None = None
     """Dual clip for negative advantages. --eps-clip-c"""
     disable_grpo_std_normalization: bool = False
     """Centre the rewards without dividing by their std, as Dr. GRPO does.
@@ -204,9 +202,9 @@ class OptimizerConfig(Section):
     """Learning rate that the decay ends at. --min-lr"""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled from the gradient. --weight-decay"""
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta1: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     """Decay of the first moment. --adam-beta1"""
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    adam_beta2: Annotated[Number, Field(ge=0, lt=1)] = 0.98
     """Decay of the second moment. --adam-beta2"""
     adam_eps: PositiveFloat = 1e-8
     """Added to the root of the second moment. --adam-eps"""

@@ -28,7 +28,8 @@ def validate_sections(layer: Layer, known_broken: Collection[KeyPath]) -> tuple[
     for name in Config.model_fields:
         try:
             # A section with nothing under it is written `eval:` and reads as null.
-            sections[name] = section_type(name).model_validate(layer.values.get(name) or {})
+            written = layer.values.get(name)
+            sections[name] = section_type(name).model_validate({} if written is None else written)
         except ValidationError as error:
             details = {_written_path(layer, (name, *map(str, e["loc"])), e): e for e in error.errors(include_url=False)}
             problems += [_problem(layer, path, e) for path, e in details.items() if path not in known_broken]
@@ -39,7 +40,8 @@ def validate_sections(layer: Layer, known_broken: Collection[KeyPath]) -> tuple[
 
 def shown(value: object) -> str:
     """A value as it could be written in YAML, cut where it is long."""
-    text = str(value) if isinstance(value, str) and value and " " not in value else json.dumps(value, default=str)
+    is_word = isinstance(value, str) and value.isprintable() and value and " " not in value
+    text = str(value) if is_word else json.dumps(value, default=str)
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 
@@ -72,12 +74,14 @@ def _problem(layer: Layer, path: KeyPath, error: ErrorDetails) -> Problem:
         return Problem(origin, unknown_key(path), about(layer, path))
     if len(path) == 1:
         return Problem(origin, "is a section: write its keys under it, indented", about(layer, path))
-    return Problem(origin, _rule(path, error), about(layer, path))
+    return Problem(origin, _rule(path, error, origin.written), about(layer, path))
 
 
 def about(layer: Layer, path: KeyPath) -> str:
     """`perf.context_parallel_size = 3`, as written in `layer`."""
-    return f"{dotted(path)} = {shown(layer.value_at(path))}"
+    value, written = layer.value_at(path), layer.where(path).written
+    is_as_written = written is not None and type(value) in (int, float) and "${" not in written
+    return f"{dotted(path)} = {shown(written if is_as_written else value)}"
 
 
 def unknown_key(path: KeyPath) -> str:
@@ -95,16 +99,16 @@ def unknown_key(path: KeyPath) -> str:
     return f"unknown key; `python -m r1hpc.config explain {section}` lists the keys of {section}"
 
 
-def _rule(path: KeyPath, error: ErrorDetails) -> str:
+def _rule(path: KeyPath, error: ErrorDetails, written: str | None) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     say = _RULES.get(error["type"])
     if say is not None:
         return say(error)
-    return f"expected: {key_words(path)}{_hint(error)}"
+    return f"expected: {key_words(path)}{_hint(error, written)}"
 
 
-def _hint(error: ErrorDetails) -> str:
+def _hint(error: ErrorDetails, written: str | None) -> str:
     value: Any = error["input"]
     kind = error["type"]
     if value is None:
@@ -116,7 +120,9 @@ def _hint(error: ErrorDetails) -> str:
     if kind in ("int_type", "float_type") and isinstance(value, str) and _is_number(value):
         return f"; this is text: write {value.replace('_', '').replace(',', '').strip()} without quotes"
     if kind == "string_type" and isinstance(value, int | float):
-        return f'; write "{str(value).lower() if isinstance(value, bool) else value}" in quotes'
+        # As it is written: 00123 is an account, and 123 is another one.
+        text = written or (str(value).lower() if isinstance(value, bool) else value)
+        return f'; write "{text}" in quotes'
     if kind == "tuple_type":
         return "; write one item a line, each after a dash"
     return ""
@@ -130,11 +136,15 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def _number(bound: float) -> str:
+    return str(int(bound)) if float(bound).is_integer() else f"{bound:g}"
+
+
 _RULES: Final[dict[str, Callable[[ErrorDetails], str]]] = {
-    "greater_than_equal": lambda error: f"must be at least {error['ctx']['ge']:g}",
-    "greater_than": lambda error: f"must be above {error['ctx']['gt']:g}",
-    "less_than_equal": lambda error: f"must be at most {error['ctx']['le']:g}",
-    "less_than": lambda error: f"must be below {error['ctx']['lt']:g}",
+    "greater_than_equal": lambda error: f"must be at least {_number(error['ctx']['ge'])}",
+    "greater_than": lambda error: f"must be above {_number(error['ctx']['gt'])}",
+    "less_than_equal": lambda error: f"must be at most {_number(error['ctx']['le'])}",
+    "less_than": lambda error: f"must be below {_number(error['ctx']['lt'])}",
     "finite_number": lambda error: "must be a finite number",
     "literal_error": lambda error: f"must be {error['ctx']['expected'].replace(chr(39), '')}",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ CORE_SCHEMA = (
     ),
 )
 """(tag, pattern, first characters), in the order in which they are tried."""
+
+
+_LEVELS_AT_MOST = 20
+_CONTROL_CHARACTER = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_TOO_DEEP = f"is nested more than {_LEVELS_AT_MOST} levels deep"
 
 
 class PlainText(str):
@@ -71,6 +77,8 @@ def parse_yaml(text: str, origin: Origin) -> tuple[Layer, list[Problem]]:
         node = _compose(text)
     except yaml.YAMLError as error:
         return Layer(origin, readable=False), [_syntax_problem(error, origin)]
+    except RecursionError:
+        return Layer(origin, readable=False), [Problem(origin, _TOO_DEEP)]
     if not isinstance(node, yaml.MappingNode):
         kind = "is empty" if node is None else "holds no mapping"
         return Layer(origin, readable=False), [Problem(origin, f"{kind}: write sections such as run:, hosts:, ckpt:")]
@@ -86,6 +94,8 @@ def parse_value(text: str, path: KeyPath, origin: Origin) -> tuple[Any, list[Pro
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
         return None, [Problem(origin, f"the value is not YAML: {problem}; put it in quotes")]
+    except RecursionError:
+        return None, [Problem(origin, _TOO_DEEP)]
     if node is None:
         return None, []
     reader = _NodeReader(Layer(origin))
@@ -117,7 +127,7 @@ class _NodeReader:
                 self.problems.append(Problem(origin, rule))
             else:
                 first_lines[key] = origin.line or 0
-                self.layer.origins[here] = origin
+                self.layer.origins[here] = _as_written(origin, value_node)
                 values[key] = self.value(value_node, here)
         return values
 
@@ -129,6 +139,9 @@ class _NodeReader:
             return None
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
+        if len(path) > _LEVELS_AT_MOST:
+            self.problems.append(Problem(self._origin(node), f"{'.'.join(path[:2])}: {_TOO_DEEP}"))
+            return None
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -138,12 +151,12 @@ class _NodeReader:
             self._open.discard(id(node))
 
     def _item(self, node: yaml.Node, path: KeyPath) -> Any:
-        self.layer.origins[path] = self._origin(node)
+        self.layer.origins[path] = _as_written(self._origin(node), node)
         return self.value(node, path)
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         text = str(node.value)
-        if path[:1] == ("vars",):
+        if path[:1] == ("vars",) and len(path) > 1:
             return text  # a variable is text: 010 and 1e3 stay as written wherever they are put in
         kind = str(node.tag).removeprefix(_TAG)
         if kind == "str":
@@ -159,7 +172,17 @@ class _NodeReader:
         return Origin(source.label, node.start_mark.line + 1, source.directory) if source.directory else source
 
 
+def _as_written(origin: Origin, node: yaml.Node) -> Origin:
+    is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+    return replace(origin, written=str(node.value)) if is_plain else origin
+
+
 def _compose(text: str) -> yaml.Node | None:
+    control = _CONTROL_CHARACTER.search(text)
+    if control is not None:  # PyYAML folds some of them into spaces and names no line for the others
+        line, column = text.count("\n", 0, control.start()), control.start() - text.rfind("\n", 0, control.start()) - 1
+        mark = yaml.Mark("", control.start(), line, column, None, 0)
+        raise yaml.MarkedYAMLError(problem=f"the control character {control[0]!r}", problem_mark=mark)
     loader = _CoreLoader(text)
     try:
         node: yaml.Node | None = loader.get_single_node()

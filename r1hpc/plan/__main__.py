@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--site", metavar="NAME", help="sites/NAME.yaml beside CONFIG, or a path")
     parser.add_argument("--set", metavar="A.B=VALUE", dest="overrides", action="append", default=[])
     parser.add_argument("--model", metavar="CONFIG.JSON", type=Path, help="plan for this model in place of ckpt's")
-    parser.add_argument("--num-prompts", metavar="N", type=_count, help="size of the data set, for the number of epochs")
+    parser.add_argument(
+        "--num-prompts", metavar="N", type=_count, help="size of the data set, for the number of epochs"
+    )
     parser.add_argument("--json", action="store_true", help="print every number as JSON")
     return parser
 

@@ -20,7 +20,7 @@ def attempt_problems(config: Config, times: TimePlan) -> Iterator[Problem]:
     iteration = f" + an iteration of {iteration_s:.0f} s (run.expected_rollout_minutes)" if iteration_s else ""
     room = f"; raise time_limit to {floor(needed_s / 60) + 1} minutes or more"
     if times.start_s + iteration_s + 60 < limit_s:
-        room += ", or lower slurm.signal_lead_minutes and rely on the periodic commits"
+        room += ", or set a shorter slurm.signal_lead_minutes and rely on the periodic commits"
     yield Problem(
         "slurm.time_limit",
         f"no iteration ends within the time limit: {_start(times)}{iteration} + {_lead(config, times)}"

@@ -82,7 +82,9 @@ def _host_memory(config: Config, hosts: tuple[HostMemory, ...]) -> Iterator[Prob
     if config.hosts.device == "cpu":
         knob = "give the rehearsal more memory (hosts.host_memory_gib) or fewer slots a host"
     elif has_reference(config) and config.grpo.kl_loss_coef == 0 and config.grpo.kl_coef == 0:
-        knob += ", or drop grpo.use_kl_loss: its coefficient is 0"
+        reference = sum(part.bytes for part in worst.use.parts if part.name == "reference weights")
+        enough = worst.use.total_bytes - reference <= worst.use.limit_bytes
+        knob += f", {'or' if enough else 'and'} drop grpo.use_kl_loss: its coefficient is 0"
     yield Problem(
         "hosts.host_memory_gib",
         f"host memory of node{'s' if worst.nodes.count('-') else ''} {worst.nodes}: {_sum(worst.use)} a node; {knob}",

@@ -8,7 +8,7 @@ from r1hpc.config import Config
 from r1hpc.plan.problems import Problem
 
 LEAST, MOST = 1e-6, 1e9
-"""In the unit of each key (GiB, GB/s, hours, minutes); far from what exists, and from where floats or bytes give out."""
+"""In the unit of each key (GiB, GB/s, hours, minutes): far from what exists, and from where floats give out."""
 
 
 def magnitude_problems(config: Config) -> Iterator[Problem]:

@@ -1,13 +1,12 @@
-"""What must hold before anything is queued: inputs on disk, the site's limits, no live job of the same run."""
+"""What must hold before anything is queued: inputs on disk, the site's limits."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from r1hpc.cluster.nodeset import expand
-from r1hpc.cluster.slurm import QueuedJob, SlurmClient
+from r1hpc.cluster.slurm import SlurmClient, profile_variable
 from r1hpc.config import Config
 from r1hpc.errors import ClusterError, SubmitError
 from r1hpc.submit.stages import Stage
@@ -39,52 +38,47 @@ def code_problems(stages: Iterable[Stage]) -> list[str]:
 
 def array_problems(client: SlurmClient, sizes: dict[str, int]) -> list[str]:
     """Arrays larger than the site allows; `sizes` maps the configuration key to the number of tasks."""
-    limit = int(client.config().get("MaxArraySize", "1001"))
+    settings = client.config()
+    limits = {"MaxArraySize": int(settings.get("MaxArraySize", "1001"))}
+    parameters = dict(word.partition("=")[::2] for word in settings.get("SchedulerParameters", "").split(","))
+    if parameters.get("max_array_tasks", "").isdigit():
+        limits["SchedulerParameters max_array_tasks"] = int(parameters["max_array_tasks"])
+    name, limit = min(limits.items(), key=lambda item: item[1])
     return [
-        f"{key} = {count}: this Slurm has MaxArraySize = {limit}, so an array has at most {limit} tasks "
+        f"{key} = {count}: this Slurm has {name} = {limit}, so an array has at most {limit} tasks "
         f"(scontrol show config); set {key} <= {limit}"
         for key, count in sizes.items()
-        if count > limit
+        if count > max(limit, 1)  # one task is submitted as a plain job
     ]
-
-
-def live_jobs(client: SlurmClient, run_id: str) -> list[QueuedJob]:
-    """Jobs of this run in the queue, found by the id in their comment: also those of a submit that was killed."""
-    return [job for job in client.my_jobs() if f"r1hpc={run_id}" in job.comment.split()]
-
-
-def refuse_live(jobs: Sequence[QueuedJob], directory: Path) -> None:
-    """Raise SubmitError naming the jobs when there are any."""
-    if not jobs:
-        return
-    ids = sorted({job.job_id.partition("_")[0] for job in jobs})
-    lines = [f"  {job.job_id:>12}  {job.state:<11} {job.name}" for job in jobs[:20]]
-    raise SubmitError(
-        "\n".join(
-            [
-                f"the run in {directory} is live already:",
-                *lines,
-                f"wait for it, or end it first: scancel {' '.join(ids)}",
-            ]
-        )
-    )
 
 
 def restart_mode(config: Config, client: SlurmClient) -> tuple[str, str | None]:
     """("requeue" or "chain", a notice): what an interruption leads to at this site.
 
     Where PreemptMode is CANCEL, --requeue does not bring a preempted job back: follow-up jobs queued in advance do.
+    A site's JobRequeue=0 does not matter: it is the default of jobs that do not say, and ours say --requeue.
     """
     if config.slurm.restart != "auto":
         return config.slurm.restart, None
-    fields = client.partition(config.slurm.partition)
-    mode = fields.get("PreemptMode", "OFF")
-    if "CANCEL" in mode:
-        notice = (
-            f"partition {fields.get('PartitionName')}: PreemptMode={mode}, so a preempted job does not come back; "
-            f"queueing a chain of {config.slurm.chain_length} follow-up jobs instead (slurm.restart = chain)"
+    partitions = client.partitions(config.slurm.partition or os.environ.get(profile_variable("partition")))
+    for fields in partitions:
+        mode = fields.get("PreemptMode", "OFF")
+        if "CANCEL" in mode:
+            notice = (
+                f"partition {fields.get('PartitionName')}: PreemptMode={mode}, so a preempted job does not come back; "
+                f"queueing a chain of {config.slurm.chain_length} follow-up jobs instead (slurm.restart = chain)"
+            )
+            return "chain", notice
+    if not partitions:
+        return "requeue", (
+            "slurm.partition is not set and this Slurm has no default partition, so unless the site chooses one, sbatch "
+            "refuses; whether preempted jobs come back there cannot be seen: taking slurm.restart = requeue"
         )
-        return "chain", notice
+    if client.config().get("PreemptType") == "preempt/qos":
+        return "requeue", (
+            "PreemptType=preempt/qos: whether a preempted job comes back depends on its QOS (sacctmgr show qos "
+            "format=name,preemptmode); taking slurm.restart = requeue, set chain where the QOS says cancel"
+        )
     return "requeue", None
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 from r1hpc.cluster.slurm import SlurmClient, outside_any_job
 from r1hpc.errors import ClusterError, SubmitError
 from r1hpc.plan import render_plan
 from r1hpc.submit import checks, dry_run, local
 from r1hpc.submit.follow import follow
+from r1hpc.submit.live import claimed
 from r1hpc.submit.order import Options, Order, Say, take_order
 from r1hpc.submit.parameters import python
-from r1hpc.submit.prepare import known_run_id, locked, prepare
+from r1hpc.submit.pipeline import SubmittedJob, record
+from r1hpc.submit.prepare import prepare
+from r1hpc.submit.stages import TRAIN
 from r1hpc.submit.to_slurm import submit_to_slurm
 
 
@@ -28,8 +33,12 @@ def submit(options: Options, say: Say) -> None:
 
 def _prepare_only(order: Order, say: Say) -> None:
     restart = "requeue" if order.config.slurm.restart == "auto" else order.config.slurm.restart
-    with locked(order.directory):
+    own_job = order.options.own_job
+    with claimed([order.directory], SlurmClient(), own_job):
         prepare(order.config, order.plan, restart, again=order.options.again)
+        if own_job is not None:
+            # Nothing else names a job that was started by hand before it marks itself.
+            record(order.directory, [SubmittedJob(TRAIN.name, own_job, 1, time.time())])
     say(str(order.directory.root))
 
 
@@ -42,13 +51,13 @@ def _queue(order: Order, say: Say) -> None:
     if _use_slurm(order.options.cluster, client, say):
         _on_slurm(order, client, say)
     else:
-        _on_this_host(order, say)
+        _on_this_host(order, client, say)
 
 
 def _on_slurm(order: Order, client: SlurmClient, say: Say) -> None:
     with outside_any_job():
         # The lock is for submitting alone: another submit must hear of the live jobs, not of the one that waits.
-        with locked(order.directory):
+        with claimed([order.directory, *(element.directory for element in order.elements)], client):
             jobs = submit_to_slurm(order, client, say)
         for job in jobs:
             say(f"{job.stage}: job {job.job_id}" + (f", {job.num_tasks} tasks" if job.num_tasks > 1 else ""))
@@ -58,17 +67,11 @@ def _on_slurm(order: Order, client: SlurmClient, say: Say) -> None:
             say("all jobs completed")
 
 
-def _on_this_host(order: Order, say: Say) -> None:
+def _on_this_host(order: Order, client: SlurmClient, say: Say) -> None:
     if order.options.sweep:
         raise SubmitError("--sweep needs Slurm: without it there is one host for one run at a time")
     directory = order.directory
-    with locked(directory):
-        run_id = known_run_id(directory)
-        pid = local.live_pid(directory, run_id) if run_id is not None else None
-        if pid is not None:
-            raise SubmitError(
-                f"the run in {directory.root} is live already: pid {pid}; wait for it, or end it: kill {pid}"
-            )
+    with claimed([directory], client):
         prepared = prepare(order.config, order.plan, "requeue")
         for text in prepared.notices:
             say(f"note: {text}")
@@ -78,7 +81,7 @@ def _on_this_host(order: Order, say: Say) -> None:
     say(f"running {', '.join(stage.name for stage in order.stages)} on this host: pid {pid}, log {log}")
     say(f"run directory: {directory.root}")
     if order.options.wait:
-        local.follow_local(directory, prepared.run_id, say, start, order.options.wait_timeout)
+        local.follow_local(directory, prepared.run_id, pid, say, start, order.options.wait_timeout)
         say("all stages completed")
 
 

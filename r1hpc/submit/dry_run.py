@@ -7,7 +7,6 @@ from r1hpc.submit import checks
 from r1hpc.submit.order import Order, Say
 from r1hpc.submit.requests import StageJob, Submission
 from r1hpc.submit.stages import Stage
-from r1hpc.submit.to_slurm import sweep_index
 
 
 def show(order: Order, say: Say) -> None:
@@ -37,4 +36,4 @@ def _job(order: Order, submission: Submission, stage: Stage) -> StageJob:
     if not order.elements or stage is not order.stages[-1]:
         return submission.job(stage)
     directories = [element.directory for element in order.elements]
-    return submission.sweep_job(stage, directories, sweep_index(submission.directory))
+    return submission.sweep_job(stage, directories, submission.directory.sweep_index)

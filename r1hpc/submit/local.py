@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil
-
+from r1hpc.cluster.leftovers import processes_of
 from r1hpc.errors import SubmitError
 from r1hpc.publish import publish_json
 from r1hpc.rundir import RunDir
@@ -31,6 +31,9 @@ def exit_record(directory: RunDir) -> Path:
 
 def start(directory: RunDir, run_id: str, stages: Sequence[Stage], python: str) -> int:
     """Start the detached process that works the stages off; returns its pid."""
+    # First of all: a submit that is killed here must be known to have been at work, and where.
+    record = {"cluster": "local", "host": socket.gethostname(), "pid": None, "stages": [stage.name for stage in stages]}
+    publish_json(directory.jobs, record)
     exit_record(directory).unlink(missing_ok=True)
     environment = dict(os.environ, R1HPC_RUN=run_id, PYTHONUNBUFFERED="1")
     environment["PYTHONPATH"] = os.pathsep.join([str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -44,29 +47,32 @@ def start(directory: RunDir, run_id: str, stages: Sequence[Stage], python: str) 
             env=environment,
             start_new_session=True,  # it outlives this terminal
         )
-    publish_json(directory.jobs, {"cluster": "local", "pid": process.pid, "stages": [stage.name for stage in stages]})
+    publish_json(directory.jobs, record | {"pid": process.pid})
     return process.pid
 
 
-def live_pid(directory: RunDir, run_id: str) -> int | None:
-    """The pid of this run's detached process while it lives on this host; a reused pid is told by its environment."""
-    try:
-        pid = int(json.loads(directory.jobs.read_text(encoding="utf-8")).get("pid", 0))
-        process = psutil.Process(pid)
-        ours = process.environ().get("R1HPC_RUN") == run_id and process.status() != psutil.STATUS_ZOMBIE
-    except (FileNotFoundError, psutil.Error):
-        return None
-    return pid if ours else None
+def live_pids(run_id: str) -> list[int]:
+    """What is live of a run's stages on this host: the detached process, and tasks of its that have outlived it.
+
+    Told by their environment, so a pid that another program got is none of them. What an agent started is left out:
+    the next attempt ends it.
+    """
+    return [process.pid for process in processes_of(run_id) if process.node is None]
 
 
 def follow_local(
-    directory: RunDir, run_id: str, say: Callable[[str], None], from_byte: int, deadline_s: float | None = None
+    directory: RunDir,
+    run_id: str,
+    pid: int,
+    say: Callable[[str], None],
+    from_byte: int,
+    deadline_s: float | None = None,
 ) -> None:
     """Print the log as it grows until the process has ended. Raises SubmitError when a stage failed."""
     started = time.monotonic()
     tail = LogTail({log_of(directory): from_byte})
     while True:
-        alive = live_pid(directory, run_id) is not None
+        alive = pid in live_pids(run_id)
         for line in tail.new_lines([log_of(directory)]):
             say(f"  | {line}")
         if not alive:

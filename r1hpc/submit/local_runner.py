@@ -6,20 +6,24 @@ parallelism and the restarts of an attempt are ours.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from submitit.core.core import Job
 from submitit.local.local import LocalExecutor
 
+from r1hpc.cluster.processes import kill
 from r1hpc.config import Config, load_config
+from r1hpc.errors import R1hpcError
 from r1hpc.publish import publish_json
 from r1hpc.rundir import RunDir
 from r1hpc.submit.follow import LogTail
@@ -27,6 +31,8 @@ from r1hpc.submit.local import exit_record
 from r1hpc.submit.stages import BY_NAME, Stage
 
 _POLL_S = 0.5
+_RULE = "-" * 22
+"""What submitit puts around a traceback."""
 
 log = logging.getLogger(__name__)
 
@@ -43,24 +49,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Work the stages off; the verdict is published in RUN/logs/local.json."""
     root, *names = argv if argv is not None else sys.argv[1:]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    terminated = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: terminated.set())
     directory = RunDir(Path(root))
-    config = load_config(directory.config).config
     exit_code, reason = 0, "all stages completed"
     try:
+        config = load_config(directory.config).config
         for name in names:
-            _run_stage(BY_NAME[name], config, directory)
-    except StageFailed as error:
+            _run_stage(BY_NAME[name], config, directory, terminated)
+    except (StageFailed, R1hpcError) as error:
         exit_code, reason = 1, str(error)
     except Terminated:
         exit_code, reason = 143, "terminated by a signal"
+    except Exception as error:  # a run without a verdict would pass for a killed one
+        log.exception("the stages cannot go on")
+        exit_code, reason = 1, repr(error)
     publish_json(exit_record(directory), {"exit_code": exit_code, "reason": reason})
     log.info("%s", reason)
     return exit_code
 
 
-def _run_stage(stage: Stage, config: Config, directory: RunDir) -> None:
-    """Raise StageFailed with the log's place when a task of the stage fails."""
+def _run_stage(stage: Stage, config: Config, directory: RunDir, terminated: threading.Event) -> None:
+    """Raise StageFailed with the cause and the log's place when a task of the stage fails, Terminated after a TERM."""
     started = time.monotonic()
     folder = directory.submitit / stage.name / time.strftime("%Y%m%dT%H%M%S-local", time.gmtime())
     job_class = _job_of(stage)
@@ -72,7 +82,7 @@ def _run_stage(stage: Stage, config: Config, directory: RunDir) -> None:
         tasks = [job_class(str(directory.root), "bring-up" if stage.name == "preflight" else "end")]
         parallel, minutes = 1, config.slurm.time_limit
     log.info("stage %s: %d task(s), %d at once", stage.name, len(tasks), parallel)
-    _run_tasks(stage.name, tasks, parallel, minutes, folder)
+    _run_tasks(stage.name, tasks, parallel, minutes, folder, terminated)
     log.info("stage %s: completed in %.0f s", stage.name, time.monotonic() - started)
 
 
@@ -85,7 +95,14 @@ def _job_of(stage: Stage) -> Callable[..., Callable[[], Any]]:
     return stage.load_job()
 
 
-def _run_tasks(name: str, tasks: list[Callable[[], Any]], parallel: int, minutes: int, folder: Path) -> None:
+def _run_tasks(
+    name: str,
+    tasks: list[Callable[[], Any]],
+    parallel: int,
+    minutes: int,
+    folder: Path,
+    terminated: threading.Event,
+) -> None:
     executor = LocalExecutor(folder=folder)
     executor.update_parameters(timeout_min=minutes, stderr_to_stdout=True)
     waiting = list(enumerate(tasks))
@@ -94,6 +111,8 @@ def _run_tasks(name: str, tasks: list[Callable[[], Any]], parallel: int, minutes
     tail = LogTail()
     try:
         while waiting or running:
+            if terminated.is_set():
+                raise Terminated
             while waiting and len(running) < parallel:
                 index, task = waiting.pop(0)
                 running.append((index, executor.submit(task)))
@@ -101,8 +120,7 @@ def _run_tasks(name: str, tasks: list[Callable[[], Any]], parallel: int, minutes
                 running.remove((index, job))
                 error = job.exception()
                 if error is not None:
-                    last = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-                    raise StageFailed(f"stage {name}, task {index}: {last}; log: {job.paths.stdout}")
+                    raise StageFailed(f"stage {name}, task {index}: {cause(str(error))}; log: {job.paths.stdout}")
                 finished += 1
                 if len(tasks) > 1:
                     log.info("stage %s: %d of %d tasks done", name, finished, len(tasks))
@@ -113,7 +131,7 @@ def _run_tasks(name: str, tasks: list[Callable[[], Any]], parallel: int, minutes
         if len(tasks) == 1:
             _show(tail, folder)
         for _, job in running:
-            os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it on to the task
+            kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it on to the task
             job.wait()
 
 
@@ -123,8 +141,20 @@ def _show(tail: LogTail, folder: Path) -> None:
         print(line, flush=True)
 
 
-def _raise_terminated(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+def cause(text: str) -> str:
+    """The exception's own words in what submitit says of a failed task, which ends with the places of its logs.
+
+    submitit puts the traceback between two lines of dashes; a task that left no result has none: its first lines stay.
+    """
+    _, ruled, rest = text.partition(f"{_RULE}\n")
+    trace = rest.partition(f"\n{_RULE}")[0]
+    if not ruled or "Traceback" not in trace:
+        return " ".join(line.strip() for line in text.partition("\n--")[0].splitlines())
+    lines = trace.rstrip().splitlines()
+    # Frames are indented; behind the last of them stands the exception, whose message may have several lines.
+    frame = max(number for number, line in enumerate(lines) if line.startswith('  File "'))
+    words = list(itertools.dropwhile(lambda line: line.startswith("    "), lines[frame + 1 :]))
+    return re.sub(r"^(?:\w+\.)*(\w+: )", r"\1", "\n".join(words).strip())
 
 
 if __name__ == "__main__":

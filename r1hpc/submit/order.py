@@ -30,6 +30,7 @@ class Options:
     dry_run: bool = False
     prepare: bool = False
     again: bool = False
+    own_job: str | None = None
     wait: bool = False
     wait_timeout: float | None = None
     cluster: str = "auto"

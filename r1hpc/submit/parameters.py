@@ -56,6 +56,8 @@ def array_parameters(config: Config, request: JobRequest) -> dict[str, Any]:
         "teardown": ["exit $?"],
     }
     parameters["additional_parameters"]["output"] = f"{request.logs}/{request.stage}-%A_%a.log"
+    # submitit always asks for a signal, and its own (USR2) would kill the task; this one is ignored by default.
+    parameters["additional_parameters"]["signal"] = "URG@60"
     return _with_extra(config, parameters)
 
 
@@ -149,6 +151,8 @@ def _exports(config: Config, run_dir: str) -> list[str]:
         f"export R1HPC_PYTHON={shlex.quote(python(config))}",
         f"export PYTHONPATH={home}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export SUBMITIT_PREEMPT_SIGNAL={UNSENT_SIGNAL}",
+        # Where sites say --export=NONE it would reach srun too, whose tasks then have no PATH.
+        "unset SLURM_EXPORT_ENV",
         # srun does not take --cpus-per-task from sbatch since Slurm 22.05.
         '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
     ]

@@ -21,6 +21,9 @@ from r1hpc.plan import Plan, plan_to_json, render_plan
 from r1hpc.publish import publish_json, publish_text
 from r1hpc.rundir import RunDir
 
+_PATTERN_CHARACTERS = "%\\"
+"""sbatch --output: % begins a pattern, and a backslash anywhere turns the patterns off."""
+
 
 @dataclass(frozen=True)
 class PreparedRun:
@@ -32,7 +35,13 @@ class PreparedRun:
 
 
 def run_directory(config: Config) -> RunDir:
-    """Where the run lives: run.root / run.name."""
+    """Where the run lives: run.root / run.name. Raises SubmitError when Slurm could not write its logs there."""
+    found = sorted(set(config.run.root) & set(_PATTERN_CHARACTERS))
+    if found:
+        raise SubmitError(
+            f"run.root = {config.run.root}: {' and '.join(found)} has a meaning in Slurm's file name patterns, so the "
+            "logs of the jobs could not be written there; choose a directory without it"
+        )
     return RunDir(Path(config.run.root) / config.run.name)
 
 
@@ -50,29 +59,30 @@ def locked(directory: RunDir) -> Iterator[None]:
         yield
 
 
-def known_run_id(directory: RunDir) -> str | None:
-    """The id of the run that lives in the directory already."""
-    return _read(directory.run).get("run_id")
-
-
 def prepare(
-    config: Config, plan: Plan, restart: str, *, again: bool = False, pinned: Sequence[str] = ()
+    config: Config,
+    plan: Plan,
+    restart: str,
+    *,
+    again: bool = False,
+    pinned: Sequence[str] = (),
+    sweep_of: str | None = None,
 ) -> PreparedRun:
-    """Write run.json, config.yaml, plan.json and plan.txt; an existing run keeps its id.
+    """Write config.yaml, plan.json, plan.txt and run.json; an existing run keeps its id. Nothing of it may be live.
 
     pinned: NodeNames of the hostfile in its order, spares included; a requeue chooses anew from them.
     again: for the restart of a job, not a new submit: attempts that failed before still count against run.max_crashes.
+    sweep_of: id of the run whose sweep this is an element of: the array carries that run's id.
     Raises SubmitError when the directory cannot be written.
     """
     directory = run_directory(config)
     for folder in (directory.root, directory.logs, directory.sbatch, directory.submitit, directory.attempts):
         _make(folder)
-    known = _read(directory.run)
+    known = read_json(directory.run)
     digest = config_hash(config)
     notices: tuple[str, ...] = ()
     if known and known["config_hash"] != digest:
-        kept = directory.root / f"config.{known['config_hash']}.yaml"
-        os.replace(directory.config, kept)
+        kept = _keep(directory, known["config_hash"])
         notices = (f"the science of this run has changed since its last submit; the old configuration is {kept}",)
     run_id = known.get("run_id") or f"{config.run.name}-{secrets.token_hex(3)}"
     record = {
@@ -87,14 +97,38 @@ def prepare(
         "signal_lead_s": plan.signal_lead_s,
         "pinned": list(pinned) or (known.get("pinned", []) if again else []),
         "num_nodes": config.hosts.num_nodes,
+        "sweep_of": sweep_of,
     }
-    if not again:
-        directory.hold.unlink(missing_ok=True)
     publish_text(directory.config, dump_config(config))
     publish_json(directory.plan, plan_to_json(plan))
     publish_text(directory.plan_text, render_plan(plan) + "\n")
+    # After the configuration: until then run.json names the hash of what the last complete submit ran, which is kept.
     publish_json(directory.run, record)
+    if not again:
+        directory.hold.unlink(missing_ok=True)
     return PreparedRun(directory, run_id, notices)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of the run directory, {} when the file is not there. Raises SubmitError when it is none."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return value
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise SubmitError(f"{path}: not readable as JSON ({error}); move the directory away or mend the file") from None
+
+
+def _keep(directory: RunDir, digest: str) -> Path:
+    """Copy config.yaml to config.DIGEST.yaml, and never again.
+
+    A submit that was killed after it wrote the new configuration has kept the old one already.
+    """
+    kept = directory.root / f"config.{digest}.yaml"
+    if not kept.exists() and directory.config.exists():
+        publish_text(kept, directory.config.read_text(encoding="utf-8"))
+    return kept
 
 
 def _make(folder: Path) -> None:
@@ -107,13 +141,3 @@ def _make(folder: Path) -> None:
             f"run directory {folder}: {error.strerror}; set run.root to a directory that you may write "
             "and that all nodes share"
         ) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return value
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise SubmitError(f"{path}: not readable as JSON ({error}); move the directory away or mend the file") from None

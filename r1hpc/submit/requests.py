@@ -86,4 +86,4 @@ class Submission:
     def _stage_job(self, stage: Stage, parameters: dict[str, Any], arguments: list[tuple[Any, ...]]) -> StageJob:
         folder = self.directory.submitit / stage.name / self.stamp
         is_array = "array_parallelism" in parameters and len(arguments) > 1
-        return StageJob(stage, parameters, tuple(arguments), folder, python(self.config), is_array)
+        return StageJob(stage, parameters, tuple(arguments), folder, shlex.quote(python(self.config)), is_array)

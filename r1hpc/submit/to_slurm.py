@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from r1hpc.cluster.slurm import SlurmClient
@@ -11,18 +12,15 @@ from r1hpc.publish import publish_text
 from r1hpc.rundir import RunDir
 from r1hpc.submit import checks
 from r1hpc.submit.order import Order, Say
-from r1hpc.submit.pipeline import SubmittedJob, submit_chain
-from r1hpc.submit.prepare import known_run_id, prepare
+from r1hpc.submit.pipeline import SubmittedJob, record, submit_chain
+from r1hpc.submit.prepare import prepare
 from r1hpc.submit.requests import StageJob, Submission
 from r1hpc.submit.stages import TRAIN
 
 
 def submit_to_slurm(order: Order, client: SlurmClient, say: Say) -> list[SubmittedJob]:
-    """Queue the stages. Nothing is written before it is sure that no job of this run is live. Raises R1hpcError."""
+    """Queue the stages; nothing of the order's runs may be live. Raises R1hpcError."""
     config, directory = order.config, order.directory
-    run_id = known_run_id(directory)
-    if run_id is not None:
-        checks.refuse_live(checks.live_jobs(client, run_id), directory.root)
     hosts = order.hosts
     if hosts:
         hosts = checks.node_names_of(hosts, client, f"hosts.hostfile = {config.hosts.hostfile}")
@@ -38,14 +36,10 @@ def submit_to_slurm(order: Order, client: SlurmClient, say: Say) -> list[Submitt
     submission = Submission(config, prepared.run_id, directory, stamp, order.plan.signal_lead_s, restart, pinned)
     jobs = [submission.job(stage) for stage in order.stages]
     if order.elements:
-        jobs[-1] = _sweep(order, submission, say)
+        jobs[-1] = _sweep(order, submission, hosts, say)
     chain = config.slurm.chain_length if restart == "chain" and order.stages[-1] is TRAIN else 0
-    return submit_chain(jobs, directory, client, chain)
-
-
-def sweep_index(directory: RunDir) -> Path:
-    """The run directories of a sweep, line N+1 for array task N."""
-    return directory.root / "sweep.txt"
+    record(directory, [])  # from now on only Slurm can say whether something of the run is live
+    return submit_chain(jobs, directory, client, chain, run_id=prepared.run_id, say=say)
 
 
 def _refuse_large_arrays(order: Order, client: SlurmClient) -> None:
@@ -61,12 +55,12 @@ def _refuse_large_arrays(order: Order, client: SlurmClient) -> None:
         raise SubmitError("\n".join(problems))
 
 
-def _sweep(order: Order, submission: Submission, say: Say) -> StageJob:
+def _sweep(order: Order, submission: Submission, hosts: Sequence[str], say: Say) -> StageJob:
     """Prepare the run directory of each element, and the array over them."""
     for number, element in enumerate(order.elements):
-        prepare(element.config, element.plan, submission.restart)
+        prepare(element.config, element.plan, submission.restart, pinned=hosts, sweep_of=submission.run_id)
         say(f"sweep {number}: {' '.join(element.overrides)} -> {element.directory.root}")
     directories = [element.directory for element in order.elements]
-    index = sweep_index(submission.directory)
+    index = submission.directory.sweep_index
     publish_text(index, "".join(f"{directory.root}\n" for directory in directories))
     return submission.sweep_job(order.stages[-1], directories, index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,20 @@ from r1hpc.config.explain import reference
 from r1hpc.config.schema import Config
 from r1hpc.config.structure import all_keys, section_fields
 from r1hpc.exit_codes import INVALID, SUCCESS
+from tests.config.conftest import SMALL
 
 if TYPE_CHECKING:
     from tests.config.conftest import WriteConfig
 
 ROOT = Path(__file__).parents[2]
+LAUNCH = """\
+A_ARGS=(
+  --hf-checkpoint /models/hf --ref-load /models/ref --prompt-data /data/prompts.jsonl --label-key label
+  --rm-type deepscaler --num-rollout 10 --rollout-batch-size 4 --n-samples-per-prompt 8
+  --rollout-max-response-len 64 --lr 1e-6
+)
+"""
+"""Flags of all that a configuration needs beside its machine."""
 HEAVY = ("torch", "ray", "submitit", "sglang", "megatron", "transformers", "numpy", "mpi4py", "rich")
 
 
@@ -56,7 +66,7 @@ def test_check_prints_problems_and_fails(write_config: WriteConfig, capsys: pyte
     assert printed.err == (
         "2 configuration problems:\n"
         "  --set run.sed=2: unknown key; did you mean seed?\n"
-        "  --set run.seed=a: expected: whole number\n"
+        "  --set run.seed=a: expected: whole number, at least 0, at most 4294967295\n"
     )
 
 
@@ -80,11 +90,41 @@ def test_explain_says_what_a_key_is_and_where_it_is_set(
         "  from     config.yaml:16\n"
     )
     assert main(["explain", "rm_type"]) == SUCCESS
-    assert capsys.readouterr().out.startswith("rollout.rm_type\n  Reward: ")
+    assert capsys.readouterr().out.startswith("rollout.rm_type\n  Reward; ")
     assert main(["explain", "slurm.gpus", str(write_config())]) == SUCCESS
     assert "  from     its default\n" in capsys.readouterr().out
     assert main(["explain", "sglang.max_total_tokens"]) == SUCCESS
     assert "passed on to the library" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (
+            "sglang.sglang_enable_ep_moe",
+            "sglang.enable_ep_moe\n  an older name: read as sglang.ep_size = rollout_num_gpus_per_engine\n",
+        ),
+        ("slot", "hosts.slot\n  an older name: read as hosts.gpus_per_node\n"),
+        (
+            "cast.MP_PP0_LAYERS",
+            "cast.mp_pp0_layers\n  accepted without effect: "
+            "only Pai-Megatron-Patch's older converters read it, the cast never did\n",
+        ),
+    ],
+)
+def test_explain_of_an_older_name_says_what_it_means(
+    key: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", key]) == SUCCESS
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.skipif(find_spec("sglang") is None, reason="sglang is not installed")
+def test_explain_of_an_unknown_argument_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for key, hint in (("sglang.max_total_token", "; did you mean max_total_tokens?"), ("sglang.nonsense", "")):
+        assert main(["explain", key]) == INVALID
+        expected = f"1 configuration problem:\n  {key}: the installed SGLang has no such argument{hint}\n"
+        assert capsys.readouterr().err == expected
 
 
 def test_explain_lists_a_section(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +140,8 @@ def test_explain_lists_a_section(capsys: pytest.CaptureFixture[str]) -> None:
         ("perf.contxt_parallel_size", "unknown key; did you mean context_parallel_size?"),
         ("save_intervall", "no such key; did you mean ckpt.save_interval?"),
         ("optimiser", "no such key; did you mean optimizer?"),
+        ("sglang.tp_size", "cannot be set here: rollout_num_gpus_per_engine decides it"),
+        ("megatron.tensor_model_parallel_size", "belongs to perf: write it there"),
     ],
 )
 def test_explain_of_a_wrong_key_names_the_right_one(key: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,13 +152,59 @@ def test_explain_of_a_wrong_key_names_the_right_one(key: str, problem: str, caps
 def test_import_writes_a_file_and_says_what_is_next(
     write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = write_config("A_ARGS=( --lr 1e-6 )\n", name="run.sh")
+    script = write_config(LAUNCH, name="run.sh")
     assert main(["import", str(script), "-o", "out.yaml", "--base", str(write_config())]) == SUCCESS
     printed = capsys.readouterr()
     assert printed.out == "wrote out.yaml; next: python -m r1hpc.config check out.yaml\n"
     assert main(["check", "out.yaml"]) == SUCCESS
     assert main(["import", str(script)]) == SUCCESS
     assert "\noptimizer:\n  lr: 1.0e-06\n" in capsys.readouterr().out
+
+
+def test_an_import_passes_its_check_wherever_it_is_written(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config("{}", name="configs/models/config.json")
+    write_config("node01 slots=8\nnode02 slots=8\n", name="hostfiles/two.hostfile")
+    text = SMALL.replace("hf_checkpoint:", "hf_config: ${MODELS}/config.json\n  hf_checkpoint:")
+    text = text.replace("hosts:", "hosts:\n  hostfile: hostfiles/two.hostfile") + "vars: {MODELS: models}\n"
+    base = write_config(text, name="configs/base.yaml")
+    script = write_config(LAUNCH, name="run.sh")
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    assert main(["import", str(script), "-o", "far/away/out.yaml", "--base", str(base)]) == SUCCESS
+    assert main(["check", "far/away/out.yaml"]) == SUCCESS
+    assert main(["show", "far/away/out.yaml"]) == SUCCESS
+    shown = capsys.readouterr().out
+    assert f"hf_config: {tmp_path}/configs/models/config.json\n" in shown
+    assert f"hostfile: {tmp_path}/hostfiles/two.hostfile\n" in shown
+    (tmp_path / "configs/models/config.json").unlink()
+    assert main(["import", str(script), "-o", "far/away/out.yaml", "--base", str(base)]) == INVALID
+    assert "configs/base.yaml:10: ckpt.hf_config = models/config.json: no readable file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        ("absent/out.yaml", "absent/out.yaml cannot be written: make the directory absent first"),
+        (".", ". is a directory: name a file in it, such as run.yaml"),
+        ("run.sh/out.yaml", "run.sh/out.yaml cannot be written: Not a directory; name another place"),
+        ("/dev/null", "/dev/null is no file: leave -o out to print"),
+    ],
+)
+def test_an_import_that_cannot_be_written_is_told(
+    write_config: WriteConfig, output: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = write_config(LAUNCH, name="run.sh")
+    assert main(["import", str(script), "-o", output]) == INVALID
+    assert capsys.readouterr().err.endswith(f"1 configuration problem:\n  {problem}\n")
+
+
+@pytest.mark.parametrize("command", ["reference", "show configs/r1.yaml", "explain sglang"])
+def test_a_reader_that_stops_early_is_no_error(command: str) -> None:
+    # true has left long before Python has started: every write meets a closed pipe.
+    script = f"set -o pipefail; {sys.executable} -m r1hpc.config {command} | true"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (SUCCESS, "")
 
 
 def test_the_reference_page_is_in_step_with_the_schema() -> None:

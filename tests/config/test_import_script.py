@@ -60,7 +60,7 @@ EVAL_ARGS=(
    --eval-prompt-data aime ${DATA}/aime.jsonl math '/m/${literal}.jsonl'
 )
 MISC_ARGS=( --moe-token-dispatcher-type flex --moe-enable-deepep --rollout-top-k -1 \\
-   --rm-type 7 --sglang-server-concurrency 64 )
+   --input-key 7 --sglang-server-concurrency 64 )
 cat <<EOF
 FAKE_ARGS=( --lr 5 )
 EOF
@@ -106,6 +106,8 @@ def test_the_recipes_arrays_over_its_base_are_the_whole_configuration(write_conf
     ):
         assert right in text
         text = text.replace(right, wrong)
+    # And what the recipe does not say may not come from the base.
+    text = text.replace("adam_beta2: 0.98", "adam_beta2: 0.5").replace("eps_clip: 0.2", "eps_clip: 0.2\n  use_tis: true")
     base = write_config(text)
     script = write_config(import_script(ARRAYS, base).text, name="imported.yaml")
     assert load_config(script, environ={}).config == load_config(CONFIGS / "r1.yaml", environ={}).config
@@ -137,7 +139,7 @@ def test_a_whole_script_is_read_as_its_program_gets_it(write_config: WriteConfig
             "save": "${BASE_DIR}/with space",
             "save_interval": 20,
         },
-        "rollout": {"rollout_top_k": -1, "rm_type": "7"},
+        "rollout": {"rollout_top_k": -1, "input_key": "7"},
         "eval": {
             "eval_interval": 20,
             "eval_prompt_data": {"aime": "${DATA}/aime.jsonl", "math": "/m/$${literal}.jsonl"},
@@ -163,7 +165,10 @@ def test_a_whole_script_is_read_as_its_program_gets_it(write_config: WriteConfig
 
 def test_an_imported_script_can_be_loaded(write_config: WriteConfig) -> None:
     base = write_config()
-    path = write_config(import_script(write_config(SCRIPT, name="run.sh"), base).text, name="out.yaml")
+    needed = "--ref-load /r --prompt-data /p --num-rollout 1 --rollout-batch-size 4 --n-samples-per-prompt 8"
+    needed += " --rollout-max-response-len 64 --custom-rm-path my.reward"
+    script = write_config(SCRIPT.replace("--colocate", f"--colocate {needed}"), name="run.sh")
+    path = write_config(import_script(script, base).text, name="out.yaml")
     config = load_config(path, environ={}).config
     assert config.eval.eval_prompt_data == {"aime": "/data/r1/data/aime.jsonl", "math": "/m/${literal}.jsonl"}
     assert config.ckpt.save == "/data/r1/with space"
@@ -217,3 +222,160 @@ def test_a_script_without_flags_is_told(write_config: WriteConfig) -> None:
 def test_sections_of_the_import_are_in_the_order_of_the_schema(write_config: WriteConfig) -> None:
     values = imported_values(write_config(SCRIPT, name="run.sh"))
     assert list(values) == [name for name in ("vars", *Config.model_fields) if name in values]
+
+
+def problems_of(write_config: WriteConfig, script: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        import_script(write_config(script, name="run.sh"), None)
+    return caught.value.problems
+
+
+def notices_of(write_config: WriteConfig, script: str, base: Path | None = None) -> tuple[str, ...]:
+    return import_script(write_config(script, name="run.sh"), base).notices
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        (
+            "LR=1e-6; A_ARGS=(--lr $LR); LR=5e-6\n",
+            "run.sh:1: --lr uses LR, which is 1e-6 (line 1) or 5e-6 (line 1): write the value in its place",
+        ),
+        (
+            "A_ARGS=(--lr $LR); LR=5e-6\n",
+            "run.sh:1: --lr uses LR, which is set only after that (line 1): set it before",
+        ),
+        (
+            "case $SIZE in\n  small) LR=1;;\n  big) LR=2;;\nesac\nA_ARGS=(--lr $LR)\n",
+            "run.sh:5: --lr uses LR, which is 1 (line 2) or 2 (line 3): write the value in its place",
+        ),
+        (
+            "if test -d /x; then LR=1; else LR=2; fi\nA_ARGS=(--lr $LR)\n",
+            "run.sh:2: --lr uses LR, which is 1 (line 1) or 2 (line 1): write the value in its place",
+        ),
+        (
+            "LR=1\nLR=$(compute)\nA_ARGS=(--lr $LR)\n",
+            "run.sh:3: --lr uses LR, which is 1 (line 1) or only known by running (line 2): "
+            "write the value in its place",
+        ),
+        (
+            "LR=1\nfor LR in 2 3; do\nA_ARGS=(--lr $LR)\ndone\n",
+            "run.sh:3: --lr uses LR, which is 1 (line 1) or only known by running (line 2): "
+            "write the value in its place",
+        ),
+        (
+            "LR=\nA_ARGS=(--lr ${LR:-3})\n",
+            "run.sh:2: --lr uses LR, which is empty (line 1) or 3 (line 2): write the value in its place",
+        ),
+        (
+            "A_ARGS=(--lr ${LR:-3} --min-lr ${LR:-2})\n",
+            "run.sh:1: --lr uses LR, which is 3 (line 1) or 2 (line 1): write the value in its place",
+        ),
+        (
+            "D=/a\nD=$D/b\nA_ARGS=(--save $D)\n",
+            "run.sh:2: D is made of its own value before, and --save (line 3) uses it: write the value in its place",
+        ),
+        (
+            "D=/a\nE=$D/x\nD=/b\nA_ARGS=(--save $E)\n",
+            "run.sh:2: E uses D, which is /a (line 1) or /b (line 3): write the value in its place",
+        ),
+    ],
+)
+def test_a_variable_whose_value_is_not_one_is_told(write_config: WriteConfig, script: str, problem: str) -> None:
+    assert problem in problems_of(write_config, script)
+
+
+@pytest.mark.parametrize(
+    ("script", "variables"),
+    [
+        ("LR=1e-6\nLR=1e-6\nA_ARGS=(--lr $LR)\n", {"LR": "1e-6"}),
+        ("LR=1\nX=2\nX=3\nA_ARGS=(--lr $LR)\n", {"LR": "1"}),  # nothing uses X
+        ("LR=1\nA_ARGS=(--lr ${LR:-3})\n", {"LR": "1"}),
+        ("N=1\nN=2\nLR=1\nA_ARGS=(--num-layers $N --lr $LR)\n", {"LR": "1"}),  # left out: the model says it
+        ("D=/a\nE=$D/x\nA_ARGS=(--save $E)\n", {"E": "${D}/x", "D": "/a"}),
+        ("E=${D:-/a}/x\nA_ARGS=(--save $E)\n", {"E": "${D}/x", "D": "/a"}),
+        ("LR=1\nLR=2 python other.py\nA_ARGS=(--lr $LR)\n", {"LR": "1"}),  # for that command only
+        ("export A=1 B=/x\nA_ARGS=(--lr $A --save $B)\n", {"A": "1", "B": "/x"}),
+    ],
+)
+def test_a_variable_has_its_one_value(write_config: WriteConfig, script: str, variables: dict[str, str]) -> None:
+    assert imported_values(write_config(script, name="run.sh"))["vars"] == variables
+
+
+def test_a_variable_that_is_set_under_a_condition_is_noticed(write_config: WriteConfig) -> None:
+    for line in ("if [ -z $D ]; then D=/a; fi", "[ -n $D ] || D=/a", "test -d /a &&\n  D=/a"):
+        script = f"{line}\nA_ARGS=(--save $D)\n"
+        said = f"run.sh:{line.count(chr(10)) + 1}: D is set under a condition (if, case, loop, && or ||): D=/a is taken"
+        assert said in notices_of(write_config, script)
+    assert notices_of(write_config, "test -d /a && true\nD=/a\nA_ARGS=(--save $D)\n")[0].startswith("to be added")
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        (
+            "if test -d /x; then A_ARGS=(--lr 1); else A_ARGS=(--lr 2); fi\n",
+            "run.sh:1: A_ARGS is set under a condition (if, case, loop, && or ||): write the flags that hold here",
+        ),
+        (
+            "A_ARGS=(--lr 1)\ntest -d /x && A_ARGS+=(--min-lr 0)\nB_ARGS=(--save /x)\n",
+            "run.sh:2: A_ARGS is set under a condition (if, case, loop, && or ||): write the flags that hold here",
+        ),
+        (
+            "A_ARGS=(--lr 1)\nA_ARGS=(--lr 2)\n",
+            "run.sh:2: A_ARGS was given other flags before (line 1): keep one of the two",
+        ),
+        (
+            "A_ARGS=(${B_ARGS[@]} --lr 1)\nB_ARGS=(${A_ARGS[@]})\n",
+            "run.sh:1: A_ARGS contains itself: A_ARGS -> B_ARGS -> A_ARGS",
+        ),
+    ],
+)
+def test_an_array_whose_flags_depend_on_the_run_is_told(write_config: WriteConfig, script: str, problem: str) -> None:
+    assert problem in problems_of(write_config, script)
+
+
+def test_an_array_may_grow_in_both_ways(write_config: WriteConfig) -> None:
+    script = "A_ARGS=(--lr 1)\nA_ARGS+=(--min-lr 0.5)\nfor i in 1 2; do OTHER+=(x); done\n"
+    assert imported_values(write_config(script, name="run.sh")) == {"optimizer": {"lr": 1, "min_lr": 0.5}}
+    # bash puts the old words where the new array names itself; a script may well say it so
+    script = 'A_ARGS=(--lr 1)\nA_ARGS=("${A_ARGS[@]}" --min-lr 0.5)\npython train.py "${A_ARGS[@]}"\n'
+    assert "given other flags before (line 1)" in problems_of(write_config, script)[0]
+
+
+@pytest.mark.parametrize(
+    ("opening", "line"), [("X='it", 1), ('X="it', 1), ("X=$(date", 1), ("X=`date", 1), ("cat <<EOF", 1), ("X=${Y", 1)]
+)
+def test_what_is_never_closed_is_told_and_drops_nothing_silently(
+    write_config: WriteConfig, opening: str, line: int
+) -> None:
+    token = opening.removeprefix("X=").removeprefix("cat ").removesuffix("it").removesuffix("date").removesuffix("Y")
+    (problem,) = problems_of(write_config, f"{opening}\nA_ARGS=(--lr 1)\n")
+    assert problem == f"run.sh:{line}: {token} opens here and is never closed: what follows cannot be read"
+
+
+def test_science_comes_from_the_script_alone_and_what_the_base_loses_is_said(write_config: WriteConfig) -> None:
+    base = write_config(
+        "ckpt: {hf_checkpoint: /b, hf_config: /m/config.json, bf16_checkpoint: /b16, keep: 5, save_interval: 7}\n"
+        "optimizer: {lr: 0.5, clip_grad: 1.0}\nsglang: {max_total_tokens: 8, ep_size: 1}\neval:\n"
+        "hosts: {slots: 8}\nslurm: {partition: p, account: '00123'}\nvars: {D: /old, E: /e}\n",
+        name="base.yaml",
+    )
+    imported = import_script(write_config("D=/new\nA_ARGS=(--save $D --save-interval 3)\n", name="run.sh"), base)
+    layer, _ = parse_yaml(imported.text, Origin("imported", directory=Path()))
+    assert layer.values == {
+        "vars": {"D": "/new", "E": "/e"},
+        "hosts": {"gpus_per_node": 8},
+        "slurm": {"partition": "p", "account": "00123"},
+        "ckpt": {
+            "hf_config": "/m/config.json",
+            "bf16_checkpoint": "/b16",
+            "save": "${D}",
+            "save_interval": 3,
+        },
+    }
+    assert imported.notices[:2] == (
+        "vars.D = /new of the script replaces /old of base.yaml, also where base.yaml uses it",
+        "base.yaml: what is trained comes from the script alone, so not taken: "
+        "ckpt.hf_checkpoint, ckpt.keep, optimizer.lr, sglang.max_total_tokens",
+    )

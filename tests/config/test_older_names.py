@@ -8,7 +8,7 @@ import pytest
 
 from r1hpc.config import load_config
 from r1hpc.config.aliases import ALIASES, VALUE_ALIASES
-from r1hpc.config.passed_through import MODEL_ARGUMENTS
+from r1hpc.config.owned import MODEL_ARGUMENTS
 from r1hpc.config.schema import Config
 from r1hpc.config.structure import section_fields
 from r1hpc.errors import ConfigError

@@ -52,7 +52,7 @@ MANY_PROBLEMS = """\
   config.yaml:3: run.root: ${SCRATCH} is not defined; set it under vars:, with --set vars.SCRATCH=..., or in the \
 environment
   config.yaml:5: hosts.num_nodes = 0: must be at least 1
-  config.yaml:6: hosts.gpus_per_node = eight: expected: whole number, at least 1
+  config.yaml:6: hosts.gpus_per_node = eight: expected: whole number, at least 1, at most 1024
   config.yaml:8: hosts.device = tpu: must be cuda or cpu
   config.yaml:10: slurm.time_limit = 24h: '24h' is no Slurm time: write minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S
   config.yaml:11: slurm.setup = "module load cuda": expected: list of text; write one item a line, each after a dash
@@ -61,7 +61,7 @@ environment
   config.yaml:16: rollout.rollout_max_response_len: required and not set: Tokens generated at most per sample
   config.yaml:17: rollout.prompt_data = /data/prompts.jsonl@[5]: a slice is written path@[a:b], with whole numbers or \
 nothing for a and b
-  config.yaml:18: rollout.num_rollout = 1000.0: expected: whole number, at least 1; write 1000
+  config.yaml:18: rollout.num_rollout = 1e3: expected: whole number, at least 1; write 1000
   config.yaml:20: rollout.rollout_shuffle = yes: expected: true or false; write true
   config.yaml:21: rollout.dynamic_sampling_filter_path = filters: must be an import path: package.module.function
   config.yaml:23: perf.tensor_model_parallel_sizes = 8: unknown key; did you mean tensor_model_parallel_size?
@@ -87,16 +87,16 @@ def test_all_problems_are_told_at_once_from_the_top_down(write_config: WriteConf
 @pytest.mark.parametrize(
     ("override", "rule"),
     [
-        ("hosts.num_nodes=true", "expected: whole number, at least 1"),
-        ("hosts.num_nodes=2.5", "expected: whole number, at least 1"),
-        ("hosts.num_nodes='2'", "expected: whole number, at least 1; this is text: write 2 without quotes"),
-        ("hosts.num_nodes=1_000", "expected: whole number, at least 1; this is text: write 1000 without quotes"),
-        ("hosts.num_nodes=", "expected: whole number, at least 1; nothing is written after the colon (or null)"),
+        ("hosts.num_nodes=true", "expected: whole number, at least 1, at most 65536"),
+        ("rollout.num_rollout=2.5", "expected: whole number, at least 1"),
+        ("rollout.num_rollout='2'", "expected: whole number, at least 1; this is text: write 2 without quotes"),
+        ("rollout.num_rollout=1_000", "expected: whole number, at least 1; this is text: write 1000 without quotes"),
+        ("rollout.num_rollout=", "expected: whole number, at least 1; nothing is written after the colon (or null)"),
         ("hosts.port_base=80", "must be at least 1024"),
         ("hosts.port_base=65536", "must be at most 65535"),
-        ("run.file_system_gbps=0", "must be above 0"),
+        ("run.file_system_gbps=0", "must be at least 0.001"),
         ("run.file_system_gbps=.inf", "must be a finite number"),
-        ("run.file_system_gbps=20 GB", "expected: number, above 0"),
+        ("run.file_system_gbps=20 GB", "expected: number, at least 0.001, at most 1000000"),
         ("run.name=2024", "expected: name of letters, digits, '.', '_' and '-'; write \"2024\" in quotes"),
         ("run.name=../x", "must start with a letter or digit and hold only letters, digits, '.', '_' and '-'"),
         ("megatron.hidden_dropout=1", "must be below 1"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.config import Config, load_config
-from r1hpc.plan import ModelShape, Plan, plan_for, read_model_shape
+from r1hpc.plan import ModelShape, Plan, PlanError, plan_for, read_model_shape
 
 ROOT = Path(__file__).parents[2]
 R1 = ROOT / "configs" / "r1.yaml"
@@ -52,3 +52,15 @@ def plan_r1() -> PlanWith:
 def plan_rehearsal() -> PlanWith:
     """Plan rehearsal.yaml with overrides."""
     return lambda *overrides: plan_for(load_config(REHEARSAL, overrides=overrides))
+
+
+@pytest.fixture
+def refusal() -> Callable[..., str]:
+    """The text that refuses a plan: refusal(plan_r1, "hosts.num_nodes=15")."""
+
+    def text_of(plan: PlanWith, *overrides: str) -> str:
+        with pytest.raises(PlanError) as caught:
+            plan(*overrides)
+        return str(caught.value)
+
+    return text_of

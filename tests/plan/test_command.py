@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +83,68 @@ def test_a_refusal_is_told_on_standard_error(capsys: pytest.CaptureFixture[str])
     assert captured.out == ""
     assert captured.err.startswith("3 planning problems:\n")
     assert "= 128 does not divide 15 nodes * 8 GPUs = 120" in captured.err
+
+
+@pytest.mark.parametrize("count", ["0", "-5", "many"])
+def test_a_number_of_prompts_is_at_least_one(capsys: pytest.CaptureFixture[str], count: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([R1, "--num-prompts", count])
+    assert caught.value.code == 2
+    assert f"argument --num-prompts: '{count}' is no whole number of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_reader_that_has_seen_enough_is_no_error(form: list[str]) -> None:
+    """As with `| head`: nobody reads the pipe any more."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        command = [sys.executable, "-m", "r1hpc.plan", R1, *form]
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    finally:
+        os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_terminal_without_blocks_gets_an_ascii_bar(r1_plan: Plan) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    print_plan(r1_plan, Console(file=stream, width=100, force_terminal=False))
+    stream.seek(0)
+    train = r1_plan.phase("train").worst
+    filled = round(20 * train.total_bytes / train.limit_bytes)
+    line = next(line for line in stream.read().splitlines() if line.startswith("  train ") and "#" in line)
+    assert line.split()[1] == "#" * filled + "." * (20 - filled)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root needs setpriv to be refused")
+def test_a_closed_directory_is_named_without_a_traceback(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    unprivileged = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    command = [*unprivileged, sys.executable, "-m", "r1hpc.plan", R1]
+    checkpoint = ["--set", f"ckpt.hf_checkpoint={closed}"]
+
+    def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    try:
+        for model in (closed, closed / "deepseek-r1"):
+            done = plan("--model", str(model))
+            assert done.returncode == 64
+            assert done.stderr.startswith(f"{model}")
+            assert "cannot be read (Permission denied); give the model's config.json" in done.stderr
+            assert "Traceback" not in done.stderr
+        done = plan(*checkpoint, "--set", "ckpt.hf_config=null")
+        assert done.returncode == 64
+        assert f"ckpt.hf_checkpoint = {closed}: permission denied; give a directory" in done.stderr
+        assert "Traceback" not in done.stderr
+        done = plan(*checkpoint)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("deepseek-r1: fits.")
+    finally:
+        closed.chmod(stat.S_IRWXU)
 
 
 def test_planning_loads_neither_torch_nor_the_engines() -> None:

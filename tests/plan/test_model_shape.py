@@ -72,6 +72,26 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: str | None, 
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [
+        (["fp8"], r"quantization_config is \['fp8'\]; it must be an object, or left out"),
+        ("fp8", "quantization_config is 'fp8'; it must be an object, or left out"),
+        ({"quant_method": "fp8", "weight_block_size": ["a", "b"]}, r"weight_block_size \['a', 'b'\]; supported: fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [0, 0]}, r"weight_block_size \[0, 0\]; supported: fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [None, 128]}, r"weight_block_size \[None, 128\]; supported: fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [True, 128]}, r"weight_block_size \[True, 128\]; supported: fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, r"weight_block_size \[128\]; supported: fp8"),
+    ],
+)
+def test_a_malformed_quantisation_is_named(
+    tmp_path: Path, values: dict[str, Any], quantization: object, words: str
+) -> None:
+    values["quantization_config"] = quantization
+    with pytest.raises(ModelShapeError, match=words):
+        read_model_shape(write(tmp_path, values))
+
+
 def test_another_quantisation_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
     values["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     with pytest.raises(ModelShapeError, match="quant_method 'gptq' and weight_block_size None; supported: fp8"):

@@ -64,6 +64,34 @@ def test_frequent_commits_are_no_exposure(plan_r1: PlanWith) -> None:
     assert warning(plan_r1("ckpt.save_interval=1"), "ckpt.save_interval") is None
 
 
+def test_an_estimated_iteration_may_not_end_within_the_time_limit(plan_r1: PlanWith, r1_plan: Plan) -> None:
+    text = warning(plan_r1("slurm.time_limit=50"), "slurm.time_limit 50 minutes")
+    iteration = r1_plan.times.iteration
+    assert text is not None
+    assert iteration is not None
+    # 949.7 s of start and 768 s of lead: 28.6 minutes besides the iteration
+    low, high = iteration.low_minutes + 28.63, iteration.high_minutes + 28.63
+    assert f"(a save takes 470 s at run.file_system_gbps = 20) = {low:.0f} to {high:.0f} minutes" in text
+    assert high > 50
+    assert warning(plan_r1("slurm.time_limit=57"), "slurm.time_limit") is None
+
+
+def test_tensor_parallel_groups_that_span_nodes(plan_r1: PlanWith, r1_plan: Plan) -> None:
+    text = warning(plan_r1("hosts.num_nodes=32", "hosts.gpus_per_node=4"), "tensor_model_parallel_size")
+    assert text is not None
+    assert "tensor_model_parallel_size 8 on nodes of 4 GPUs: 16 of 16 TP groups span up to 2 nodes" in text
+    # 16,384 tokens of a context-parallel rank * 7168 * 2 B
+    assert "moves 16,384 tokens * 7,168 * 2 B = 235 MB over the fabric" in text
+    assert "a size that divides 4" in text
+    assert warning(r1_plan, "tensor_model_parallel_size") is None
+
+
+def test_logical_slots_have_no_nvlink(plan_rehearsal: PlanWith) -> None:
+    plan = plan_rehearsal("hosts.num_nodes=8", "hosts.gpus_per_node=1")
+    assert plan.topology.tp == 2
+    assert warning(plan, "tensor_model_parallel_size") is None
+
+
 def test_a_lead_shorter_than_a_save_is_told(plan_r1: PlanWith) -> None:
     text = warning(plan_r1("slurm.signal_lead_minutes=5"), "signal_lead_minutes")
     assert text == (

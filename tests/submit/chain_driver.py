@@ -63,7 +63,7 @@ def main() -> None:
     # The agents' shell lines are another test's; here only order, arrays and dependencies count.
     bare = {"setup": jobs[0].parameters["setup"], "teardown": ["exit $?"]}
     jobs[-1] = replace(jobs[-1], parameters=jobs[-1].parameters | bare)
-    for job in submit_chain(jobs, directory, SlurmClient()):
+    for job in submit_chain(jobs, directory, SlurmClient(), run_id="chain-test"):
         print(job.stage, job.job_id, job.num_tasks)
 
 

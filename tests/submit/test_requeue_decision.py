@@ -28,6 +28,7 @@ FACTS = Facts(
     max_crashes=3,
 )
 CRASH = Past("crash", False)
+PREEMPTED = Past("preempted", False)
 PREEMPTED_WITH_PROGRESS = Past("preempted", True)
 
 
@@ -49,16 +50,22 @@ PREEMPTED_WITH_PROGRESS = Past("preempted", True)
         ({"job_state": "COMPLETING", "exit_code": exit_codes.STOP_REQUESTED}, EXIT, "cancelled"),
         ({"job_state": "CANCELLED", "exit_code": exit_codes.NODE_LOST}, EXIT, "cancelled"),
         # but a proven time limit or launch failure is not a cancellation.
-        ({"job_state": "COMPLETING", "seconds_left": 10.0}, REQUEUE, "walltime"),
+        ({"job_state": "COMPLETING", "seconds_left": -1.0}, REQUEUE, "walltime"),
+        # Near the limit is not past it: a scancel in the last minutes stays a scancel.
+        ({"job_state": "COMPLETING", "seconds_left": 10.0}, EXIT, "cancelled"),
         ({"job_state": "COMPLETING", "exit_code": exit_codes.SRUN_LAUNCH_FAILED}, REQUEUE, "launch_failed"),
         # Slurm was quicker.
         ({"restarts_now": 1, "exit_code": exit_codes.STOP_REQUESTED}, EXIT, "requeued_by_slurm"),
         ({"job_state": "UNKNOWN"}, HOLD, "crash"),
-        # Three attempts in a row without progress, this one included.
+        # Three attempts of one kind without progress, this one included.
         ({"past": (CRASH,)}, REQUEUE, "crash"),
         ({"past": (CRASH, CRASH)}, HOLD, "crash"),
         ({"past": (CRASH, CRASH, PREEMPTED_WITH_PROGRESS, CRASH)}, REQUEUE, "crash"),
         ({"past": (CRASH, CRASH), "progress": True}, REQUEUE, "crash"),
+        # Each kind has its own budget.
+        ({"past": (PREEMPTED, PREEMPTED), "exit_code": exit_codes.NODE_LOST}, REQUEUE, "node_lost"),
+        ({"past": (PREEMPTED, CRASH, PREEMPTED), "exit_code": exit_codes.STOP_REQUESTED}, HOLD, "preempted"),
+        ({"past": (CRASH, PREEMPTED, CRASH)}, HOLD, "crash"),
         ({"past": (PREEMPTED_WITH_PROGRESS,) * 50, "exit_code": exit_codes.STOP_REQUESTED}, REQUEUE, "preempted"),
     ],
 )
@@ -80,7 +87,9 @@ def test_a_node_blamed_for_a_loss_is_excluded_the_second_time() -> None:
 
 def test_the_reason_of_a_hold_shows_the_arithmetic() -> None:
     decision = decide(FACTS._replace(past=(CRASH, CRASH)))
-    assert decision.reason == "3 attempts in a row without progress, the last one: crash (run.max_crashes = 3)"
+    assert decision.reason == (
+        "3 attempts without progress ended so, the last one: the attempt failed (run.max_crashes = 3)"
+    )
 
 
 def test_scontrol_records_are_read_with_the_first_of_each_key() -> None:

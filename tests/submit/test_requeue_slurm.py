@@ -64,7 +64,7 @@ class Run:
         """Wait until the job is held, then take it out of the queue."""
         end = time.monotonic() + deadline_s
         while "held" not in self.job(job_id)["Reason"].lower():
-            assert time.monotonic() < end, f"not held after {deadline_s} s"
+            assert time.monotonic() < end, f"not held after {deadline_s} s; {self.log}"
             time.sleep(0.2)
         self.cluster.cancel(job_id)
 
@@ -126,7 +126,7 @@ def test_crashes_without_progress_end_in_a_hold(run: Run) -> None:
     job_id = run.submit("exit 9")
     run.wait_until_held(job_id)
     assert (run.end(f"{job_id}-r0")["action"], run.end(f"{job_id}-r1")["action"]) == ("requeue", "hold")
-    assert "2 attempts in a row without progress" in run.log
+    assert "2 attempts without progress" in run.log
 
 
 def test_a_cancelled_job_never_runs_again(run: Run) -> None:
@@ -155,7 +155,77 @@ def test_a_failed_attempt_of_a_chain_does_not_requeue_but_a_hold_stops_the_next(
     job_id = run.submit("exit 9")
     job = run.wait_for(job_id, {"COMPLETED", "FAILED"})
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "9:0")
-    assert "1 attempts in a row" in (run.root / "HOLD").read_text(encoding="utf-8")
+    assert "1 attempts without progress" in (run.root / "HOLD").read_text(encoding="utf-8")
     job_id = run.submit("touch $R1HPC_RUN_DIR/started")
     assert run.wait_for(job_id, {"COMPLETED", "FAILED"})["JobState"] == "FAILED"
     assert not (run.root / "started").exists()
+
+
+def test_a_pinned_node_that_is_lost_is_replaced_by_a_spare_at_once(run: Run) -> None:
+    run.settings(pinned=["node02", "node04"], num_nodes=1)
+    lost_first_time = """
+      echo $SLURMD_NODENAME >> $R1HPC_RUN_DIR/nodes
+      [ "${SLURM_RESTART_COUNT:-0}" -ge 1 ] && exit 0
+      echo "{\\"lost_nodes\\": [\\"$SLURMD_NODENAME\\"], \\"reason\\": \\"silent\\"}" > $R1HPC_ATTEMPT/outcome.json
+      exit 78
+    """
+    job_id = run.submit(lost_first_time, 1, "--nodelist=node02")
+    job = run.wait_for(job_id, {"COMPLETED", "FAILED"})
+    assert job["JobState"] == "COMPLETED", run.log
+    assert (run.root / "nodes").read_text(encoding="utf-8").split() == ["node02", "node04"]
+    assert job["ExcNodeList"] == "(null)"  # blamed once: avoided, not excluded
+
+
+def test_a_threshold_that_no_node_meets_holds_the_job(run: Run) -> None:
+    run.settings(num_nodes=4)
+    every_node_bad = """
+      [ "$SLURM_PROCID" = 0 ] || exit 0
+      nodes=$(printf "{\\"name\\": \\"node0%s\\"}," 1 2 3 4)
+      echo "{\\"bad_nodes\\": [${nodes%,}]}" > $R1HPC_ATTEMPT/preflight.json
+      exit 76
+    """
+    job_id = run.submit(every_node_bad, 4)
+    run.wait_until_held(job_id)
+    assert "0 of the partition's 4 nodes are left, 4 are needed" in run.log
+
+
+def test_a_scancel_near_the_time_limit_is_a_cancel(run: Run) -> None:
+    run.settings(signal_lead_s=1020)  # with --time=5 the whole job is near its limit
+    job_id = run.submit("trap exit\\ 75 TERM; touch $R1HPC_RUN_DIR/started; sleep 60 & wait")
+    end = time.monotonic() + 30
+    while not (run.root / "started").exists():
+        assert time.monotonic() < end, run.log
+        time.sleep(0.1)
+    run.cluster.cancel(job_id)
+    run.wait_for(job_id, {"CANCELLED"})
+    time.sleep(2)
+    job = run.job(job_id)
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), run.log
+
+
+def test_set_e_in_a_sites_set_up_does_not_lose_the_teardown(run: Run) -> None:
+    job_id = run.submit("exit 64")
+    script = (run.root / "script.sh").read_text(encoding="utf-8")
+    run.wait_for(job_id, {"FAILED"})
+    path = run.root / "strict.sh"
+    path.write_text(script.replace("export R1HPC_RUN_DIR", "set -euo pipefail\nexport R1HPC_RUN_DIR"), encoding="utf-8")
+    job_id = run.cluster.run(["sbatch", "--parsable", str(path)], check=True).stdout.strip()
+    run.wait_for(job_id, {"FAILED"})
+    assert run.end(f"{job_id}-r0")["cause"] == "invalid"
+
+
+def test_a_job_submitted_by_hand_is_marked_with_its_run(run: Run) -> None:
+    job_id = run.submit("exit 0")
+    assert run.wait_for(job_id, {"COMPLETED"})["Comment"] == "r1hpc=small-1"
+
+
+def test_in_a_chain_a_bad_node_is_kept_from_the_follow_ups(run: Run) -> None:
+    run.settings(restart="chain")
+    later = run.submit("true", 1, "--begin=now+1hour")
+    (run.root / "jobs.json").write_text(json.dumps({"jobs": [{"job_id": later}]}), encoding="utf-8")
+    job_id = run.submit(BAD_FIRST_TIME)
+    run.wait_for(job_id, {"FAILED"})
+    bad = (run.root / "nodes").read_text(encoding="utf-8").split()[0]
+    excluded = run.job(later)["ExcNodeList"]
+    run.cluster.cancel(later)
+    assert excluded == bad

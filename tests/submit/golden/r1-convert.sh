@@ -13,7 +13,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=/runs/deepseek-r1/logs/convert-%A_%a.log
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=URG@60
 #SBATCH --time=480
 
 # setup
@@ -22,6 +22,7 @@ export R1HPC_HOME=HOME
 export R1HPC_PYTHON=PYTHON
 export PYTHONPATH=HOME${PYTHONPATH:+:$PYTHONPATH}
 export SUBMITIT_PREEMPT_SIGNAL=RTMAX
+unset SLURM_EXPORT_ENV
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 
 # command

@@ -37,6 +37,7 @@ export R1HPC_HOME=HOME
 export R1HPC_PYTHON=/opt/venv/bin/python
 export PYTHONPATH=HOME${PYTHONPATH:+:$PYTHONPATH}
 export SUBMITIT_PREEMPT_SIGNAL=RTMAX
+unset SLURM_EXPORT_ENV
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 . HOME/sbatch/hooks.sh
 r1hpc_begin
