@@ -14,7 +14,7 @@ from r1hpc.errors import ClusterError
 
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_JWT")
 """Which Slurm, and how it is reached."""
-PROFILE_OPTIONS = ("account", "partition", "qos", "reservation", "constraint", "clusters")
+PROFILE_OPTIONS = ("account", "partition", "qos", "reservation", "constraint", "wckey", "clusters")
 """sbatch options that people set once in their profile, as SBATCH_ACCOUNT and so on. No other SBATCH_ variable is
 passed on: SBATCH_EXPORT, SBATCH_SIGNAL or SBATCH_NO_REQUEUE would change what the jobs rely on."""
 _STEERING = ("SQUEUE_", "SCONTROL_", "SCANCEL_", "SINFO_", "SACCT_", "SLURM_BITSTR_LEN")
@@ -54,7 +54,9 @@ def outside_any_job(settled: Collection[str] = ()) -> Iterator[None]:
     names: sbatch lets the environment overrule the text.
     """
     inside = "SLURM_JOB_ID" in os.environ
-    kept = set(_KEPT) | (set() if inside else {profile_variable(name) for name in PROFILE_OPTIONS if name not in settled})
+    kept = set(_KEPT) | (
+        set() if inside else {profile_variable(name) for name in PROFILE_OPTIONS if name not in settled}
+    )
     own = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
     hidden = {name: value for name, value in os.environ.items() if name.startswith(own) and name not in kept}
     for name in hidden:
@@ -139,7 +141,7 @@ class SlurmClient:
         return jobs
 
     def my_elements(self) -> list[JobElement]:
-        """The user's jobs that Slurm remembers, ended ones too, array elements apart: one call however many there are."""
+        """The user's jobs that Slurm remembers, ended ones too, array elements apart, in one call."""
         elements = []
         text = self.call("squeue", "--me", "-a", "-h", "-r", "-t", "all", "-o", "%F\x1f%K\x1f%T\x1f%r\x1f%N")
         for line in text.splitlines():

@@ -43,7 +43,7 @@ class _Lexer:
         self._text = script
         self._at = 0
         self._line = 1
-        self._heredocs: list[str] = []
+        self._heredocs: list[tuple[str, int]] = []
         self._unclosed: list[Token] = []
 
     def tokens(self) -> Iterator[Token]:
@@ -63,8 +63,9 @@ class _Lexer:
                 yield self._operator(here)
             else:
                 yield self._word()
-            yield from self._unclosed
-            self._unclosed.clear()
+            if self._unclosed:  # the first of them has swallowed the others
+                yield min(self._unclosed, key=lambda token: token.line)
+                self._unclosed.clear()
 
     def _operator(self, here: str) -> Token:
         token = Token("operator", self._line, here, offset=self._at)
@@ -72,7 +73,7 @@ class _Lexer:
         if self._text.startswith("<<<", self._at):
             self._advance(3)
         elif heredoc:
-            self._heredocs.append(heredoc["word"])
+            self._heredocs.append((heredoc["word"], self._line))
             self._advance(len(heredoc[0]))
         else:
             self._advance(1)
@@ -109,7 +110,7 @@ class _Lexer:
             token.text += self._text[self._at + 1 : end].replace("${", "$${")
             self._advance(end + 1 - self._at)
         elif here in "$`":
-            self._expansion(token)
+            self._expansion(token, here)
         else:
             token.text += here
             self._advance(1)
@@ -123,7 +124,7 @@ class _Lexer:
             token.text += "$"
         self._advance(2)
 
-    def _expansion(self, token: Token) -> None:
+    def _expansion(self, token: Token, here: str) -> None:
         parameter = _PARAMETER.match(self._text, self._at)
         default = _DEFAULT.match(self._text, self._at)
         if parameter:
@@ -136,7 +137,7 @@ class _Lexer:
         else:
             end = _expansion_end(self._text, self._at)
             if end is None:
-                self._never_closed(self._text[self._at : self._at + 2].strip(), self._line)
+                self._never_closed(self._text[self._at : self._at + (1 if here == "`" else 2)], self._line)
                 end = len(self._text)
             part = self._text[self._at : end]
             if part == "$":
@@ -146,8 +147,8 @@ class _Lexer:
             self._advance(end - self._at)
 
     def _skip_heredocs(self) -> None:
-        for word in self._heredocs:
-            opened, closed = self._line - 1, False
+        for word, opened in self._heredocs:
+            closed = False
             while not closed and self._at < len(self._text):
                 end = _find(self._text, "\n", self._at)
                 line = self._text[self._at : end]

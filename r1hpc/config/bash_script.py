@@ -37,7 +37,7 @@ class Flag:
         return Use(f"--{self.name}", " ".join(self.values), self.line, self.offset)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Piece:
     """One NAME=( ... ) or NAME+=( ... )."""
 
@@ -45,6 +45,8 @@ class _Piece:
     line: int
     appends: bool
     is_conditional: bool
+    keeps: bool = False
+    """NAME=("${NAME[@]}" ... ): what the array held before is among the words."""
 
     @property
     def says(self) -> list[tuple[str, str | None, str | None]]:
@@ -121,11 +123,9 @@ class _Reader:
         """Take the array that starts at `at`; return where the script goes on."""
         start = stream[at]
         name = start.text.rstrip("+=")
-        words: list[Token] = []
         before = self._words(name)
-        self._arrays.setdefault(name, []).append(
-            _Piece(words, start.line, start.text.endswith("+="), self._is_conditional)
-        )
+        piece = _Piece([], start.line, start.text.endswith("+="), self._is_conditional)
+        self._arrays.setdefault(name, []).append(piece)
         for end in range(at + 2, len(stream)):
             token = stream[end]
             if token.kind == "operator":
@@ -133,7 +133,9 @@ class _Reader:
                     return end + 1
                 self._problem(token.line, f"{name} holds {token.text!r} outside quotes: the array cannot be read")
             elif token.kind == "word":
-                words += before if token.array == name else [token]
+                is_itself = token.array == name
+                piece.words += before if is_itself else [token]
+                piece.keeps = piece.keeps or is_itself
             elif token.kind == "unclosed":
                 self._problem(token.line, f"{token.text} opens here and is never closed: what follows cannot be read")
         self._problem(start.line, f"{name} is never closed: a ')' is missing")
@@ -208,7 +210,8 @@ class _Reader:
         if not any(word.array or word.text.startswith("--") for piece in pieces for word in piece.words):
             return  # an array of the script's own
         first = next((piece for piece in pieces if not piece.appends), pieces[0])
-        other = next((piece for piece in pieces if not piece.appends and piece.says != first.says), None)
+        anew = [piece for piece in pieces if not piece.appends and not piece.keeps]
+        other = next((piece for piece in anew if piece.says != first.says), None)
         conditional = next((piece for piece in pieces if piece.is_conditional), None)
         if name in around:
             self._problem(first.line, f"{name} contains itself: {' -> '.join([*around, name])}")

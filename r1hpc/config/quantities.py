@@ -13,7 +13,8 @@ _LEAST: Final = 1e-30
 def _of_use(value: float) -> float:
     """Refuse what no count, size or rate is: products of such numbers overflow, quotients by them are infinite."""
     if abs(value) > _MOST:
-        raise ValueError(f"must be at most {_MOST:,}".replace(",", " "))
+        limit = f"{_MOST:,}".replace(",", " ")
+        raise ValueError(f"must be at most {limit}" if value > 0 else f"must be at least -{limit}")
     if value and abs(value) < _LEAST:
         raise ValueError(f"must be 0 or at least {_LEAST:g}: float32 holds nothing smaller")
     return value

@@ -33,7 +33,7 @@ CORE_SCHEMA = (
 
 
 _LEVELS_AT_MOST = 20
-_CONTROL_CHARACTER = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_UNREADABLE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 _TOO_DEEP = f"is nested more than {_LEVELS_AT_MOST} levels deep"
 
 
@@ -89,11 +89,14 @@ def parse_yaml(text: str, origin: Origin) -> tuple[Layer, list[Problem]]:
 
 def parse_value(text: str, path: KeyPath, origin: Origin) -> tuple[Any, list[Problem]]:
     """The value that `text` stands for at `path`, as on the right of a colon."""
+    if not text and path[:1] == ("vars",):
+        return text, []
     try:
         node = _compose(text)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
-        return None, [Problem(origin, f"the value is not YAML: {problem}; put it in quotes")]
+        fix = "remove it" if _UNREADABLE.search(text) else "put it in quotes"
+        return None, [Problem(origin, f"the value is not YAML: {problem}; {fix}")]
     except RecursionError:
         return None, [Problem(origin, _TOO_DEEP)]
     if node is None:
@@ -178,11 +181,11 @@ def _as_written(origin: Origin, node: yaml.Node) -> Origin:
 
 
 def _compose(text: str) -> yaml.Node | None:
-    control = _CONTROL_CHARACTER.search(text)
-    if control is not None:  # PyYAML folds some of them into spaces and names no line for the others
-        line, column = text.count("\n", 0, control.start()), control.start() - text.rfind("\n", 0, control.start()) - 1
-        mark = yaml.Mark("", control.start(), line, column, None, 0)
-        raise yaml.MarkedYAMLError(problem=f"the control character {control[0]!r}", problem_mark=mark)
+    found = _UNREADABLE.search(text)
+    if found is not None:  # PyYAML folds some of them into spaces and names no line for the others
+        at = found.start()
+        mark = yaml.Mark("", at, text.count("\n", 0, at), at - text.rfind("\n", 0, at) - 1, None, 0)
+        raise yaml.MarkedYAMLError(problem=f"it holds the control character {found[0]!r}", problem_mark=mark)
     loader = _CoreLoader(text)
     try:
         node: yaml.Node | None = loader.get_single_node()

@@ -71,8 +71,8 @@ def restart_mode(config: Config, client: SlurmClient) -> tuple[str, str | None]:
             return "chain", notice
     if not partitions:
         return "requeue", (
-            "slurm.partition is not set and this Slurm has no default partition, so unless the site chooses one, sbatch "
-            "refuses; whether preempted jobs come back there cannot be seen: taking slurm.restart = requeue"
+            "slurm.partition is not set and this Slurm has no default partition, so unless the site chooses one, "
+            "sbatch refuses; whether preempted jobs come back there cannot be seen: taking slurm.restart = requeue"
         )
     if client.config().get("PreemptType") == "preempt/qos":
         return "requeue", (

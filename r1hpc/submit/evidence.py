@@ -38,7 +38,11 @@ def _of_attempts(name: str, submitted: float, directory: RunDir) -> str | None:
         record = json.loads(attempts[max(attempts)].end.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    if record["ended"] < submitted - _CLOCK_SKEW_S or record["action"] != EXIT or record["cause"] == "requeued_by_slurm":
+    if (
+        record["ended"] < submitted - _CLOCK_SKEW_S
+        or record["action"] != EXIT
+        or record["cause"] == "requeued_by_slurm"
+    ):
         return None
     return "COMPLETED" if record["exit_code"] == 0 else "FAILED"
 

@@ -8,24 +8,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from r1hpc.cluster.slurm import SlurmClient
+from r1hpc.cluster.slurm import JobElement, SlurmClient
 from r1hpc.errors import ClusterError, SubmitError
 from r1hpc.rundir import RunDir
+from r1hpc.submit.evidence import end_state
 from r1hpc.submit.pipeline import SubmittedJob
+from r1hpc.submit.stages import TRAIN
 
 _FIRST_POLL_S = 1.0
 _LAST_POLL_S = 30.0
-"""Slurm forgets a finished job after MinJobAge (300 s by default): poll well within it, and be kind to slurmctld."""
 _SILENCE_S = 600.0
 """How long Slurm may not answer before waiting is given up."""
 
+_SHOWN = 20
+"""How many elements of an array an error names."""
+
+VANISHED = "VANISHED"
+"""Our own word for an element that Slurm has forgotten and that left nothing which says how it ended."""
+
 _ENDED = frozenset(
-    ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "VANISHED")
+    ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", VANISHED)
 )
-"""Slurm's final states, and our own word for a job that Slurm has forgotten. PREEMPTED is none: the job comes back."""
+"""Slurm's final states, and VANISHED. PREEMPTED is none: the job comes back."""
 
 
-_STUCK = re.compile(r"held|DependencyNeverSatisfied", re.IGNORECASE)
+_STUCK = re.compile(r"held|JobHold|DependencyNeverSatisfied", re.IGNORECASE)
 
 
 @dataclass
@@ -53,6 +60,7 @@ class JobView:
     """A job's state over all its elements."""
 
     states: tuple[str, ...]
+    """By index."""
     detail: str
     stuck: str | None = None
     """Why an element will never run without a person: held, or waiting for what cannot come."""
@@ -82,7 +90,7 @@ def follow(
 
     Raises SubmitError when one fails, is held, or the deadline passes; the jobs themselves go on.
     """
-    started, last_answer, poll_s, next_poll = time.monotonic(), time.monotonic(), _FIRST_POLL_S, 0.0
+    started, last_answer, next_poll = time.monotonic(), time.monotonic(), 0.0
     shown: dict[str, str] = {}
     views: dict[str, JobView] = {}
     tail = LogTail()
@@ -90,19 +98,19 @@ def follow(
         now = time.monotonic()
         if now >= next_poll:
             try:
-                views = {job.job_id: _view(client.array(job.job_id), views.get(job.job_id)) for job in jobs}
+                views = next_views(jobs, client.my_elements(), views, directory)
                 last_answer = now
             except ClusterError as error:
                 if now - last_answer > _SILENCE_S:
                     raise SubmitError(f"gave up waiting, the jobs go on: {error}") from error
-            next_poll, poll_s = now + poll_s, min(poll_s * 1.1, _LAST_POLL_S)
+            next_poll = now + poll_interval_s(now - started)
         for line in tail.new_lines(_logs(jobs, directory)):
             say(f"  | {line}")
         for job in jobs:
             summary = views[job.job_id].summary if job.job_id in views else "unknown"
             if shown.get(job.job_id) != summary:
                 say(f"{_clock(now - started)} {job.stage} {job.job_id}: {summary}")
-                shown[job.job_id], poll_s = summary, _FIRST_POLL_S
+                shown[job.job_id] = summary
         if views and all(view.ended for view in views.values()):
             for line in tail.new_lines(_logs(jobs, directory)):
                 say(f"  | {line}")
@@ -114,16 +122,45 @@ def follow(
         time.sleep(0.5)
 
 
-def _view(records: list[dict[str, str]], before: JobView | None) -> JobView:
-    if not records:
-        # Forgotten by Slurm: what was seen last stands; a job that vanished while it ran is not called a success.
-        return before if before and before.ended else JobView(("VANISHED",), " (Slurm no longer knows the job)")
-    states = tuple(record.get("JobState", "UNKNOWN") for record in records)
-    reason, nodes = records[0].get("Reason", "None"), records[0].get("NodeList", "(null)")
-    detail = f" ({reason})" if reason != "None" else ""
-    detail += f" on {nodes}" if nodes != "(null)" else ""
-    reasons = [record.get("Reason", "None") for record in records]
-    return JobView(states, detail, next((text for text in reasons if _STUCK.search(text)), None))
+def poll_interval_s(elapsed_s: float) -> float:
+    """A tenth of the time waited so far, from 1 s to 30 s: prompt for a short job, kind to slurmctld for a long one."""
+    return min(max(elapsed_s / 10, _FIRST_POLL_S), _LAST_POLL_S)
+
+
+def next_views(
+    jobs: Sequence[SubmittedJob], seen: Sequence[JobElement], before: dict[str, JobView], directory: RunDir
+) -> dict[str, JobView]:
+    """The jobs by what Slurm shows now; of what it has forgotten, by what was seen last or is found on disk.
+
+    Slurm forgets each element MinJobAge after its end, while others of the same array still run. A final state that
+    is followed by another was a requeue: what Slurm shows now always counts.
+    """
+    now: dict[str, dict[int, JobElement]] = {}
+    for element in seen:
+        now.setdefault(element.job_id, {})[element.index] = element
+    return {job.job_id: _view(job, now.get(job.job_id, {}), before.get(job.job_id), directory) for job in jobs}
+
+
+def _view(job: SubmittedJob, seen: dict[int, JobElement], before: JobView | None, directory: RunDir) -> JobView:
+    states = []
+    for index in range(job.num_tasks):
+        last = before.states[index] if before else VANISHED
+        if index in seen:
+            states.append(seen[index].state)
+        elif last in _ENDED and last != VANISHED:
+            states.append(last)
+        else:
+            states.append(end_state(job, index, directory) or VANISHED)
+    reasons = [element.reason for element in seen.values()]
+    return JobView(tuple(states), _detail(seen, states), next((text for text in reasons if _STUCK.search(text)), None))
+
+
+def _detail(seen: dict[int, JobElement], states: Sequence[str]) -> str:
+    """For a job that is no array: why it is where it is, and its nodes."""
+    if 0 not in seen:
+        return " (Slurm no longer knows the job, and it left no record of its end)" if states[0] == VANISHED else ""
+    reason, nodes = seen[0].reason, seen[0].nodes
+    return (f" ({reason})" if reason != "None" else "") + (f" on {nodes}" if nodes else "")
 
 
 def _logs(jobs: Sequence[SubmittedJob], directory: RunDir) -> list[Path]:
@@ -133,12 +170,25 @@ def _logs(jobs: Sequence[SubmittedJob], directory: RunDir) -> list[Path]:
 
 
 def _verdict(jobs: Sequence[SubmittedJob], views: dict[str, JobView], directory: RunDir) -> None:
-    if directory.done.exists():
-        return  # in a chain, also when some of its jobs were preempted
-    bad = [job for job in jobs if set(views[job.job_id].states) != {"COMPLETED"}]
+    # DONE counts more than states: in a chain some of its jobs may have been preempted.
+    done = directory.done.exists()
+    bad = [
+        job for job in jobs if set(views[job.job_id].states) != {"COMPLETED"} and not (done and job.stage == TRAIN.name)
+    ]
     if bad:
-        lines = [f"{job.stage} {job.job_id}: {views[job.job_id].summary}" for job in bad]
+        lines = [
+            f"{job.stage} {job.job_id}: {views[job.job_id].summary}{_which(job, views[job.job_id])}" for job in bad
+        ]
         raise SubmitError("\n".join([*lines, f"logs: {directory.logs}"]))
+
+
+def _which(job: SubmittedJob, view: JobView) -> str:
+    """The array's elements that did not complete."""
+    if job.num_tasks == 1:
+        return ""
+    bad = [str(index) for index, state in enumerate(view.states) if state != "COMPLETED"]
+    more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    return f" (not completed: {job.job_id}_[{','.join(bad[:_SHOWN])}]{more})"
 
 
 def _refuse_stuck(jobs: Sequence[SubmittedJob], views: dict[str, JobView], directory: RunDir) -> None:

@@ -88,7 +88,8 @@ def read_record(directory: RunDir) -> list[SubmittedJob]:
 
 def _settled(jobs: Sequence[StageJob]) -> set[str]:
     """The sbatch options that some job's text names: the user's profile must not overrule them."""
-    return {name for job in jobs for name in (*job.parameters, *job.parameters.get("additional_parameters", {}))}
+    options = [job.parameters | job.parameters.get("additional_parameters", {}) for job in jobs]
+    return {name for parameters in options for name, value in parameters.items() if value is not None}
 
 
 def _say_profile(say: Callable[[str], None]) -> None:
@@ -97,9 +98,7 @@ def _say_profile(say: Callable[[str], None]) -> None:
             say(f"note: {name}={os.environ[name]} of your environment applies: the configuration leaves it open")
 
 
-def _test(
-    jobs: Sequence[StageJob], directory: RunDir, client: SlurmClient, say: Callable[[str], None]
-) -> None:
+def _test(jobs: Sequence[StageJob], directory: RunDir, client: SlurmClient, say: Callable[[str], None]) -> None:
     problems = []
     for job in jobs:
         path = _write_text(job, None, directory)

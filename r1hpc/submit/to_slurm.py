@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from r1hpc.cluster.slurm import SlurmClient
 from r1hpc.errors import SubmitError
 from r1hpc.publish import publish_text
-from r1hpc.rundir import RunDir
 from r1hpc.submit import checks
 from r1hpc.submit.order import Order, Say
 from r1hpc.submit.pipeline import SubmittedJob, record, submit_chain

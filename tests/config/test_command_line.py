@@ -112,9 +112,7 @@ def test_explain_says_what_a_key_is_and_where_it_is_set(
         ),
     ],
 )
-def test_explain_of_an_older_name_says_what_it_means(
-    key: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explain_of_an_older_name_says_what_it_means(key: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", key]) == SUCCESS
     assert capsys.readouterr().out == said
 

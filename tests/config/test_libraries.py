@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 
 from r1hpc.config import load_config
 from r1hpc.config.aliases import ALIASES
+from r1hpc.config.engines import AllToAll
 from r1hpc.config.libraries import megatron_fields, sglang_arguments
+from r1hpc.config.owned import MEGATRON_OWNED, MODEL_ARGUMENTS, SGLANG_OWNED
 from r1hpc.config.passed_through import check_passed_through
 from r1hpc.config.schema import Config
 from r1hpc.config.source import Layer, Origin
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 needs_sglang = pytest.mark.skipif(find_spec("sglang") is None, reason="sglang is not installed")
 needs_megatron = pytest.mark.skipif(find_spec("megatron") is None, reason="megatron-core is not installed")
 
+ONE_STAGE = "an engine has one pipeline stage: rollout_num_gpus_per_engine decides its GPUs"
+QUANTIZATION = "the quantization_config in the model's config.json decides it (ckpt.hf_checkpoint)"
+DTYPE = "the checkpoint decides it on GPUs, and hosts.device: cpu computes in float32"
+STAGES = "perf.pipeline_model_parallel_size and perf.decoder_*_pipeline_num_layers decide the layers of each stage"
 OURS = {"rollout_num_gpus_per_engine", "server_concurrency"}
 """Keys under sglang: that are the client's, and no server argument."""
 RUN_BY_TRAINER = {"attention_dropout", "hidden_dropout", "attention_softmax_in_fp32", "moe_token_dispatcher_type"}
@@ -38,6 +45,41 @@ def test_every_key_of_sglang_is_an_argument_of_the_installed_server() -> None:
     assert not OURS & installed
     targets = {key.removeprefix("sglang.") for alias in ALIASES for key in alias.sets if key.startswith("sglang.")}
     assert targets <= installed
+
+
+def literals_of_sglang(argument: str) -> set[str]:
+    """The texts that the annotation of a server argument holds: its choices, among its help."""
+    spec = find_spec("sglang")
+    assert spec is not None and spec.submodule_search_locations
+    sources = (Path(spec.submodule_search_locations[0]) / "srt" / "arg_groups" / "fields").glob("*.py")
+    statements = [statement for source in sources for statement in ast.walk(ast.parse(source.read_text("utf-8")))]
+    (annotation,) = (
+        statement.annotation
+        for statement in statements
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and statement.target.id == argument
+    )
+    constants = (node.value for node in ast.walk(annotation) if isinstance(node, ast.Constant))
+    return {value for value in constants if isinstance(value, str)}
+
+
+@needs_sglang
+def test_values_of_sglang_are_those_of_the_installed_server() -> None:
+    words = {text for text in literals_of_sglang("moe_a2a_backend") if " " not in text}
+    assert set(get_args(AllToAll)) == words
+    kv_cache = set(get_args(section_fields("sglang")["kv_cache_dtype"].annotation))
+    assert {"auto", "fp8_e4m3"} <= kv_cache <= literals_of_sglang("kv_cache_dtype")
+    assert set(get_args(section_fields("sglang")["deepep_mode"].annotation)) <= literals_of_sglang("deepep_mode")
+
+
+@needs_sglang
+@needs_megatron
+def test_what_is_refused_is_an_argument_or_an_older_name_of_one() -> None:
+    """A reason for a name that no library has any more would never be read."""
+    short = {"model", "tp", "tensor_parallel_size", "pp", "pipeline_parallel_size", "nccl_init_addr"}
+    assert SGLANG_OWNED.keys() - (sglang_arguments() or set()) == short
+    assert MEGATRON_OWNED.keys() - MODEL_ARGUMENTS <= (megatron_fields() or set())
 
 
 @needs_megatron
@@ -85,6 +127,23 @@ def test_known_names_pass_and_unknown_ones_are_told_with_the_nearest(write_confi
         ),
         ("sglang.random_seed=3", "cannot be set here: run.seed decides it, with another seed for each engine"),
         ("megatron.num_layers=3", "cannot be set here: the model's config.json decides it (ckpt.hf_checkpoint)"),
+        ("sglang.pp_size=2", f"cannot be set here: {ONE_STAGE}"),
+        ("sglang.quantization=fp8", f"cannot be set here: {QUANTIZATION}"),
+        ("sglang.dtype=bfloat16", f"cannot be set here: {DTYPE}"),
+        ("sglang.device=cpu", "cannot be set here: hosts.device decides it"),
+        (
+            "megatron.num_layers_in_first_pipeline_stage=7",
+            "cannot be set here: perf.decoder_first_pipeline_num_layers decides it",
+        ),
+        (
+            "megatron.num_layers_in_last_pipeline_stage=7",
+            "cannot be set here: perf.decoder_last_pipeline_num_layers decides it",
+        ),
+        (
+            "megatron.virtual_pipeline_model_parallel_size=2",
+            f"cannot be set here: stages are not interleaved: {STAGES}",
+        ),
+        ("megatron.pipeline_model_parallel_layout=Et|t", f"cannot be set here: {STAGES}"),
         ("megatron.fp16=true", "cannot be set here: params_dtype decides it, bf16 or fp32"),
         ("megatron.tensor_model_parallel_size=2", "belongs to perf: write it there"),
         ("megatron.sequence_parallel=true", "belongs to perf: write it there"),

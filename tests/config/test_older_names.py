@@ -144,3 +144,12 @@ def test_the_table_leads_from_keys_that_are_gone_to_keys_that_are_there() -> Non
             assert field in section_fields(target) or target in ("sglang", "megatron"), key
     assert {key.partition(".")[0] for key, _ in VALUE_ALIASES} <= Config.model_fields.keys()
     assert not any(name in section_fields(section) for name in MODEL_ARGUMENTS for section in Config.model_fields)
+
+
+def test_two_spellings_of_one_key_are_told(write_config: WriteConfig) -> None:
+    text = "sglang:\n  dp_size: 1\n  sglang_dp_size: 2\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(write_config(text, append=True), environ={})
+    assert caught.value.problems == [
+        "config.yaml:21: sglang.sglang_dp_size: given twice, as dp_size at config.yaml:20 too; keep one"
+    ]

@@ -117,3 +117,59 @@ def test_a_closed_directory_is_told_and_not_a_traceback(write_config: WriteConfi
             assert "Traceback" not in done.stderr
     finally:
         (tmp_path / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("run.root=''", "is empty: write a path"),
+        ("ckpt.hf_checkpoint=' '", "is empty: write a path"),
+        ("ckpt.ref_load=''", "is empty: write a path, or leave the key out"),
+        ("ckpt.hf_config=''", "is empty: write a path, or leave the key out"),
+        ("hosts.hostfile=''", "is empty: write a path, or leave the key out"),
+        ("slurm.python=''", "is empty: write a path, or leave the key out"),
+        ("rollout.prompt_data=''", "is empty: write a path"),
+        ("run.root=$BASE_DIR/runs", "$BASE_DIR would stay as it is: write ${BASE_DIR}"),
+        ("rollout.prompt_data=/d/$NAME.jsonl@[:5]", "$NAME would stay as it is: write ${NAME}"),
+        ("ckpt.save=~nosuchuser/x", "there is no home directory for ~nosuchuser: write the path"),
+        ("hosts.hostfile=~nosuchuser/x", "there is no home directory for ~nosuchuser: write the path"),
+    ],
+)
+def test_what_is_no_path_is_told(write_config: WriteConfig, override: str, rule: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write_config(), overrides=[override], environ={})
+    assert caught.value.problems == [f"--set {override}: {rule}"]
+
+
+def test_an_evaluation_set_without_a_path_is_told(write_config: WriteConfig) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write_config("eval:\n  eval_prompt_data: {aime: ''}\n", append=True), environ={})
+    assert caught.value.problems == ['config.yaml:20: eval.eval_prompt_data.aime = "": is empty: write a path']
+
+
+def test_an_empty_variable_is_told_once_where_it_stands_in_paths(write_config: WriteConfig) -> None:
+    text = "vars:\n  BASE_DIR:\n  ROOT: ${BASE_DIR}/r\nslurm:\n  comment: a${BASE_DIR}b\n"
+    path = write_config(text, append=True)
+    assert load_config(path, environ={}).config.slurm.comment == "ab"
+    for overrides, environ, problem in (
+        (
+            ["run.root=${ROOT}/runs", "ckpt.save=${BASE_DIR}/save"],
+            {},
+            "config.yaml:20: vars.BASE_DIR: is empty, and run.root = ${ROOT}/runs is a path: give it a value",
+        ),
+        (
+            ["vars.BASE_DIR=", "slurm.python=${BASE_DIR}/bin/python"],
+            {},
+            "--set vars.BASE_DIR=: vars.BASE_DIR is empty, and slurm.python = ${BASE_DIR}/bin/python is a path: "
+            "give it a value",
+        ),
+        (
+            ["rollout.prompt_data=${DATA}/p.jsonl"],
+            {"DATA": ""},
+            "--set rollout.prompt_data=${DATA}/p.jsonl: DATA of the environment is empty, and "
+            "rollout.prompt_data = ${DATA}/p.jsonl is a path: give it a value",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config(path, overrides=overrides, environ=environ)
+        assert caught.value.problems == [problem]

@@ -71,6 +71,11 @@ nothing for a and b
   config.yaml:30: sglang.tp_size = 8: cannot be set here: rollout_num_gpus_per_engine decides it"""
 
 
+REWARDS = "deepscaler, math_verify, exact, boxed_deepscaler, boxed_math_verify or boxed_exact"
+NO_NODE = "is no node: write names and ranges of names, such as node[01-03,07],login1"
+ONE_LINE = "write one line (a block ends in a break of its own: take >- or |-)"
+
+
 def problems_of(path: object, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides=overrides, environ={})  # type: ignore[arg-type]
@@ -113,6 +118,38 @@ def test_all_problems_are_told_at_once_from_the_top_down(write_config: WriteConf
         ("rollout.lr_decay_stile=x", "unknown key; did you mean lr_decay_style, which belongs to optimizer?"),
         ("rollout.zzz=4", "unknown key; `python -m r1hpc.config explain rollout` lists the keys of rollout"),
         ("rollout.time_limit=4", "unknown key; time_limit belongs to slurm or cast or convert"),
+        ("hosts.num_nodes=99999999999999999999", "must be at most 65536"),
+        ("hosts.gpus_per_node=1025", "must be at most 1024"),
+        ("hosts.host_memory_gib=1e308", "must be at most 1000000"),
+        ("run.file_system_gbps=1e-308", "must be at least 0.001"),
+        ("run.mean_hours_between_interruptions=1e308", "must be at most 1000000"),
+        ("run.expected_rollout_minutes=1e308", "must be at most 1 000 000 000"),
+        ("run.seed=4294967296", "must be at most 4294967295"),
+        ("rollout.num_rollout=1000000001", "must be at most 1 000 000 000"),
+        ("rollout.rollout_top_k=-1000000001", "must be at least -1 000 000 000"),
+        ("sglang.mem_fraction_static=1e-320", "must be at least 0.01"),
+        ("optimizer.adam_eps=1e-320", "must be 0 or at least 1e-30: float32 holds nothing smaller"),
+        ("slurm.time_limit=366-00", "must be at most 525600"),
+        ("slurm.time_limit=9999999999", "must be at most 525600"),
+        ("rollout.rm_type=deepscalr", f"must be {REWARDS}"),
+        ("sglang.kv_cache_dtype=nonsense", "must be auto, bf16, bfloat16, fp8_e4m3 or fp8_e5m2"),
+        ("slurm.account=00123", 'expected: text, or null; write "00123" in quotes'),
+        ("slurm.account=0x1F", 'expected: text, or null; write "0x1F" in quotes'),
+        ("slurm.exclude=node[01-", '"node[01-" has an unclosed range: write node[01-03,07]'),
+        ("slurm.exclude='a,node[01-,b'", '"node[01-" has an unclosed range: write node[01-03,07]'),
+        ("slurm.exclude='a,,b'", f'"" {NO_NODE}'),
+        ("slurm.exclude='@gpu'", f'"@gpu" {NO_NODE}'),
+        ("slurm.exclude='n[1-3]!n2'", f'"n[1-3]!n2" {NO_NODE}'),
+        ("slurm.exclude='n[3-1]'", '"n[3-1]": the range 3-1 runs backwards'),
+        ('slurm.partition="a\\nb"', f"holds a line break: {ONE_LINE}"),
+        ('run.name="a\\n"', f"holds a line break: {ONE_LINE}"),
+        ('rollout.prompt_data="/a\\nb"', f"holds a line break: {ONE_LINE}"),
+        ('slurm.setup=["a\\rb"]', f"holds a line break: {ONE_LINE}"),
+        ('slurm.extra={"a\\nb": 1}', f"holds a line break: {ONE_LINE}"),
+        ('slurm.comment="a\\x85b"', "holds the control character '\\x85': remove it"),
+        ('run.root="/a\\0b"', "holds the control character '\\x00': remove it"),
+        ("run.root=/a\x85b", "the value is not YAML: it holds the control character '\\x85'; remove it"),
+        ("run.root=/a\udcffb", "the value is not YAML: it holds the control character '\\udcff'; remove it"),
         ("run.name.x=4", "expected: name of letters, digits, '.', '_' and '-'"),
     ],
 )
@@ -165,4 +202,37 @@ def test_problems_of_two_files_stay_together(write_config: WriteConfig) -> None:
         "config.yaml:22",
         "sites/x.yaml:2",
         "sites/x.yaml:3",
+    ]
+
+
+@pytest.mark.parametrize("value", ["false", "0", '""', "[]"])
+def test_only_null_is_an_empty_section(write_config: WriteConfig, value: str) -> None:
+    path = write_config("grpo:\n  eps_clip: 0.3\neval:\n", append=True)
+    assert load_config(path, environ={}).config.grpo.eps_clip == 0.3
+    write_config(f"grpo: {value}\n", "sites/x.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, site="x", environ={})
+    (problem,) = caught.value.problems
+    assert problem == f"sites/x.yaml:1: grpo = {value}: is a section: write its keys under it, indented"
+
+
+def test_variables_may_be_an_empty_section_too(write_config: WriteConfig) -> None:
+    assert load_config(write_config("vars:\n", append=True), environ={}).config.run.name == "small"
+    path = write_config("vars: false\n", append=True)
+    assert problems_of(path) == ["config.yaml:19: vars = false: is a section of names and texts"]
+
+
+def test_a_block_is_told_with_the_line_of_its_key_and_its_fix_works(write_config: WriteConfig) -> None:
+    path = write_config("slurm:\n  comment: |\n    one\n", append=True)
+    assert problems_of(path) == [f'config.yaml:20: slurm.comment = "one\\n": holds a line break: {ONE_LINE}']
+    path = write_config("slurm:\n  comment: >-\n    one\n    two\n", append=True)
+    assert load_config(path, environ={}).config.slurm.comment == "one two"
+
+
+def test_a_number_where_text_belongs_is_told_as_it_was_written(write_config: WriteConfig) -> None:
+    text = "vars: {N: 007}\nslurm:\n  account: 00123\n  qos: ${N}\n  setup: [010]\n"
+    assert problems_of(write_config(text, append=True)) == [
+        'config.yaml:21: slurm.account = 00123: expected: text, or null; write "00123" in quotes',
+        'config.yaml:22: slurm.qos = 7: expected: text, or null; write "${N}" in quotes',
+        'config.yaml:23: slurm.setup.0 = 010: expected: text; write "010" in quotes',
     ]

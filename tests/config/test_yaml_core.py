@@ -113,6 +113,9 @@ def test_only_unquoted_text_with_a_reference_is_read_again_later() -> None:
         ("? [a]\n: 1\n", "c.yaml:1: the file: a key must be a plain word"),
         ("a: &x\n  b: *x\n", "c.yaml:1: a.b: an alias (*) refers to what contains it"),
         ("a: !!timestamp 2024\n", "c.yaml:1: a: cannot read '2024' as tag:yaml.org,2002:timestamp"),
+        ("a: 1\nb: 'x\x85y'\n", "c.yaml:2: not YAML: it holds the control character '\\x85' (column 6)"),
+        ("a: " + "[" * 3000 + "]" * 3000, "c.yaml: is nested more than 20 levels deep"),
+        ("a: " + "{b: " * 30 + "1" + "}" * 30, "c.yaml:1: a.b: is nested more than 20 levels deep"),
         ("a: !!int five\n", "c.yaml:1: a: cannot read 'five' as tag:yaml.org,2002:int"),
     ],
 )

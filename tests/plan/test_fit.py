@@ -69,7 +69,7 @@ def test_a_limit_on_cached_tokens_is_the_knob_where_it_binds(plan_r1: PlanWith, 
     assert "mem_fraction_static" not in text
 
 
-@pytest.mark.parametrize("fraction", ["0.1", "1e-300"])
+@pytest.mark.parametrize("fraction", ["0.1", "0.01"])
 def test_a_fraction_that_leaves_no_cache_at_all(plan_r1: PlanWith, fraction: str, refusal: Refusal) -> None:
     text = refusal(plan_r1, f"sglang.mem_fraction_static={fraction}")
     assert "holds 0 tokens" in text

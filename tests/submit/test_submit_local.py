@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.cluster.leftovers import processes_of
+from r1hpc.submit.local_runner import cause
 from r1hpc.submit.parameters import HOME
 
 SUBMIT = [sys.executable, "-m", "r1hpc.submit", "configs/rehearsal.yaml", "--stage", "preflight", "--cluster", "local"]
@@ -63,6 +64,51 @@ def test_preflight_stage_on_a_bare_host(root: Path) -> None:
     assert json.loads((attempt / "end.json").read_text(encoding="utf-8"))["cause"] == "done"
     assert "2 of 2 nodes are good" in done.stdout
     assert processes_of(_run_id(root)) == []
+
+
+_LOGS = "You can check full logs with 'job.stderr(0)' and 'job.stdout(0)'or at paths:\n  - /log.err\n  - /log.out"
+"""How submitit ends what it says of a failed task."""
+
+
+def _said(trace: str) -> str:
+    rule = "-" * 22
+    return f"Job (task=0) failed during processing with trace:\n{rule}\n{trace}\n{rule}\n{_LOGS}"
+
+
+def test_the_cause_is_the_exception_and_not_the_place_of_the_log() -> None:
+    frame = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\n    f()\n    ^^^\n'
+    ended = "jobs.local_train.AttemptsEnded: bad_node: a node failed the preflight (exit code 76)\n"
+    assert cause(_said(frame + ended)) == "AttemptsEnded: bad_node: a node failed the preflight (exit code 76)"
+    chained = f"{frame}KeyError: 'a'\n\nThe above exception was the direct cause of ...:\n\n{frame}{ended}"
+    assert cause(_said(chained)) == "AttemptsEnded: bad_node: a node failed the preflight (exit code 76)"
+    two_lines = "r1hpc.errors.ConfigError: 1 configuration problem:\n  hosts.num_nodes = 0\n"
+    assert cause(_said(frame + two_lines)) == "ConfigError: 1 configuration problem:\n  hosts.num_nodes = 0"
+
+
+def test_a_task_without_a_result_is_told_by_the_first_lines() -> None:
+    text = "Job 7 (task: 0) with path /7_result.pkl\nhas not produced any output (state: INTERRUPTED)\n"
+    text += f"No error stream produced. Look at stdout: /7.out\n{'-' * 40}\nlast\nlines\n"
+    said = "Job 7 (task: 0) with path /7_result.pkl has not produced any output (state: INTERRUPTED) "
+    assert cause(text) == said + "No error stream produced. Look at stdout: /7.out"
+
+
+def test_a_failed_preflight_is_told_by_its_cause(root: Path) -> None:
+    done = _submit(root, "--wait", "--set", "hosts.fabric_interface=absent0", "--set", "run.max_crashes=1")
+    assert done.returncode == 1
+    assert "stage preflight, task 0: AttemptsEnded: bad_node: " in done.stderr
+    (attempt,) = (root / "rehearsal" / "attempts").iterdir()
+    end = json.loads((attempt / "end.json").read_text(encoding="utf-8"))
+    assert (end["exit_code"], end["blamed"]) == (76, ["local01", "local02"])
+
+
+def test_asked_to_stop_during_a_preflight_that_fails_nothing_is_tried_again(root: Path) -> None:
+    first = _submit(root, "--set", "hosts.fabric_interface=absent0")
+    pid = int(first.stdout.partition("pid ")[2].partition(",")[0])
+    _wait_for(root / "rehearsal" / "attempts" / "local-r0" / "preflight.hydra", 60)
+    os.kill(pid, signal.SIGTERM)
+    _wait_for(root / "rehearsal" / "logs" / "local.json", 90)
+    (attempt,) = (root / "rehearsal" / "attempts").iterdir()
+    assert json.loads((attempt / "end.json").read_text(encoding="utf-8"))["exit_code"] == 75
 
 
 def test_a_second_submit_is_refused_and_a_signal_ends_everything(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -156,3 +157,36 @@ def test_hosts_of_a_hostfile_are_asked_for_by_node_name_without_the_excluded(
         slurm4.cancel(job_id)
     refused = slurm4.run([*command, "--set", "slurm.exclude=node[01-03]"], cwd=HOME)
     assert "1 are left for hosts.num_nodes = 2" in refused.stderr
+
+
+def test_a_job_that_slurm_took_while_sbatch_failed_is_cancelled_too(slurm4: RehearsalCluster, root: Path) -> None:
+    # As when slurmctld is slow: the job is in the queue, and sbatch gives up before it hears of it.
+    real = shutil.which("sbatch")
+    wrapper = root / "bin" / "sbatch"
+    wrapper.parent.mkdir()
+    lines = ["#!/bin/bash", f'"{real}" "$@" || exit', 'case "$1" in --test-only) exit 0;; esac']
+    lines += [
+        f"date >> {root}/accepted",
+        'echo "sbatch: error: Batch job submission failed: Socket timed out" >&2; exit 1',
+    ]
+    wrapper.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    wrapper.chmod(0o755)
+    bystander = slurm4.run(["sbatch", "--parsable", "--hold", "--wrap=true"], check=True).stdout.strip()
+    try:
+        done = slurm4.run(
+            [sys.executable, "-m", "tests.submit.chain_driver", str(root), "all-well"],
+            cwd=HOME,
+            env={"PATH": f"{wrapper.parent}:{os.environ['PATH']}"},
+            timeout_s=60,
+        )
+        assert done.returncode != 0
+        assert "stage cast: sbatch failed" in done.stderr
+        assert "Socket timed out" in done.stderr
+        assert len((root / "accepted").read_text(encoding="utf-8").splitlines()) == 1
+        deadline = time.monotonic() + 30
+        while (queue := slurm4.run(["squeue", "-h", "-o", "%F"], check=True).stdout.split()) != [bystander]:
+            assert time.monotonic() < deadline, queue
+            time.sleep(0.3)
+        assert json.loads((root / "jobs.json").read_text(encoding="utf-8"))["jobs"] == []
+    finally:
+        slurm4.cancel(bystander)

@@ -1,0 +1,111 @@
+"""The run directory, also after a submit that was killed while it wrote it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1hpc.config import Config, load_config
+from r1hpc.config.dump import config_hash, dump_config
+from r1hpc.errors import SubmitError
+from r1hpc.plan import Plan
+from r1hpc.plan.plan_for import plan_for
+from r1hpc.submit.parameters import HOME
+from r1hpc.submit.prepare import prepare, run_directory
+
+
+def _load(root: Path, *overrides: str) -> tuple[Config, Plan]:
+    loaded = load_config(HOME / "configs" / "rehearsal.yaml", overrides=[f"run.root={root}", *overrides])
+    return loaded.config, plan_for(loaded)
+
+
+def _killed_at(rename: int, config: Config, plan: Plan) -> bool:
+    """Prepare in a child that is killed just before its n-th rename; False when it ended before."""
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+
+        def kill_at(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal count
+            if event == "os.rename":
+                count += 1
+                if count == rename:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill_at)
+        try:
+            prepare(config, plan, "requeue")
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def _run(root: Path) -> dict[str, object]:
+    value: dict[str, object] = json.loads((root / "rehearsal" / "run.json").read_text(encoding="utf-8"))
+    return value
+
+
+def test_killed_at_any_rename_the_next_submit_works_and_the_old_configuration_is_kept(tmp_path: Path) -> None:
+    first, first_plan = _load(tmp_path)
+    second, second_plan = _load(tmp_path, "grpo.eps_clip=0.11")
+    third, third_plan = _load(tmp_path, "grpo.eps_clip=0.12")
+    run = tmp_path / "rehearsal"
+    renames = 0
+    while True:
+        shutil.rmtree(run, ignore_errors=True)
+        before = prepare(first, first_plan, "requeue")
+        was_killed = _killed_at(renames + 1, second, second_plan)
+        if not was_killed:
+            break
+        renames += 1
+        after = prepare(third, third_plan, "requeue")
+        assert after.run_id == before.run_id
+        assert (run / "config.yaml").read_text(encoding="utf-8") == dump_config(third)
+        assert _run(tmp_path)["config_hash"] == config_hash(third)
+        kept = run / f"config.{config_hash(first)}.yaml"
+        assert kept.read_text(encoding="utf-8") == dump_config(first), f"killed at rename {renames}"
+    assert renames == 5  # the kept configuration, config.yaml, plan.json, plan.txt, run.json
+
+
+def test_hold_is_lifted_only_by_a_submit_that_came_to_its_end(tmp_path: Path) -> None:
+    config, plan = _load(tmp_path)
+    hold = prepare(config, plan, "chain").directory.hold
+    hold.write_text("{}", encoding="utf-8")
+    assert _killed_at(4, config, plan)  # the last rename, of run.json
+    assert hold.exists()
+    prepare(config, plan, "chain", again=True)
+    assert hold.exists()
+    prepare(config, plan, "chain")
+    assert not hold.exists()
+
+
+def test_a_lost_configuration_is_written_anew(tmp_path: Path) -> None:
+    config, plan = _load(tmp_path)
+    prepare(config, plan, "requeue").directory.config.unlink()
+    changed, changed_plan = _load(tmp_path, "grpo.eps_clip=0.11")
+    directory = prepare(changed, changed_plan, "requeue").directory
+    assert directory.config.read_text(encoding="utf-8") == dump_config(changed)
+
+
+def test_an_element_is_of_its_sweep_until_it_is_submitted_by_itself(tmp_path: Path) -> None:
+    config, plan = _load(tmp_path)
+    prepare(config, plan, "requeue", pinned=["node03", "node01"], sweep_of="base-123abc")
+    assert (_run(tmp_path)["sweep_of"], _run(tmp_path)["pinned"]) == ("base-123abc", ["node03", "node01"])
+    prepare(config, plan, "requeue")
+    assert (_run(tmp_path)["sweep_of"], _run(tmp_path)["pinned"]) == (None, [])
+
+
+@pytest.mark.parametrize("name", ["100%", "a\\b"])
+def test_a_run_root_that_slurm_would_read_as_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    config, _ = _load(tmp_path / name)
+    with pytest.raises(SubmitError, match=r"run\.root = .*: [%\\]+ has a meaning in Slurm's file name patterns"):
+        run_directory(config)
