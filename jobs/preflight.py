@@ -5,17 +5,23 @@ srun --ntasks-per-node=1 --mpi=pmi2 python -m jobs.preflight RUN ATTEMPT
 
 from __future__ import annotations
 
+import signal
+import sys
+
+from r1hpc import exit_codes
+
+if __name__ == "__main__":
+    # Before the imports below, which take a while; nothing is running yet that would have to be stopped in order.
+    for _number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(_number, lambda number, frame: sys.exit(exit_codes.STOP_REQUESTED))
+
 import argparse
 import logging
 import os
-import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
 from jobs.identity import Identity, identify
-from r1hpc import exit_codes
 from r1hpc.cluster.hosts import Node, read_nodes
 from r1hpc.cluster.preflight_rank import Rank, run_rank
 from r1hpc.errors import PreflightError, R1hpcError
@@ -24,8 +30,6 @@ from r1hpc.rundir import AttemptDir, RunDir
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when the run may start, 76 when a node must not be used, 75 when a signal asks to stop."""
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, _leave)
     parser = argparse.ArgumentParser(prog="python -m jobs.preflight", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("attempt", type=Path)
@@ -41,11 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except R1hpcError as error:
         print(f"preflight: {error}", file=sys.stderr)
         return exit_codes.PREFLIGHT_FAILED
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    # Nothing is running yet that would have to be stopped in order.
-    sys.exit(exit_codes.STOP_REQUESTED)
 
 
 def rank_of(identity: Identity, environment: Mapping[str, str]) -> Rank:

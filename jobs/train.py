@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from r1hpc import exit_codes
+
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
@@ -42,12 +44,13 @@ class NodeAgent:
 
         for number in STOP_SIGNALS:
             signal.signal(number, request_stop)
+        # Who starts an agent may have blocked them, so that none comes before the handlers: take those in now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         sys.exit(self._run(requests))
 
     def _run(self, requests: list[str]) -> int:
         # Only now: see the module's docstring.
         from jobs.identity import identify
-        from r1hpc import exit_codes
         from r1hpc.cluster.agent import run_agent
         from r1hpc.cluster.hosts import find_host, read_nodes
         from r1hpc.cluster.launch import read_launch
@@ -87,10 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", help="this host's name or address")
     parser.add_argument("--hostfile", type=Path, help="under mpirun: make the attempt on these hosts first")
     arguments = parser.parse_args(argv)
+    for number in STOP_SIGNALS:
+        signal.signal(number, _leave)
     attempt, run, host = arguments.attempt, str(arguments.run), arguments.host
     if arguments.hostfile is not None:
         from jobs.mpirun import open_attempt
-        from r1hpc import exit_codes
         from r1hpc.errors import R1hpcError
 
         try:
@@ -101,6 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         attempt, run, host = str(opened.attempt.root), str(opened.run.root), host or opened.host
     NodeAgent(run, arguments.until, attempt, host)()
     return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Before the agent has its own handlers nothing is running that would have to be stopped in order."""
+    sys.exit(exit_codes.STOP_REQUESTED)
 
 
 if __name__ == "__main__":

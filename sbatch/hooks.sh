@@ -21,7 +21,8 @@ r1hpc_begin() {
   set +eu
   set +o pipefail
   # Without a handler the shell would die of the TERM that ends a grace time, and no teardown would run.
-  trap : TERM
+  r1hpc_term=
+  trap 'r1hpc_term=1' TERM
   if [ -e "$R1HPC_RUN_DIR/DONE" ]; then
     echo "$R1HPC_RUN_DIR is complete"
     exit 0
@@ -44,13 +45,16 @@ r1hpc_begin() {
 r1hpc_preflight() {
   local seconds=$1 rc
   shift
-  # srun itself can wait for a lost node as long as Slurm takes to notice, hence the second timeout. The inner one would
-  # die of the USR1 that warns of the time limit; the rank has a handler of its own and leaves with 75.
+  # srun itself can wait for a lost node as long as Slurm takes to notice, hence the second timeout. The inner one, and
+  # a Python without its handlers yet, would die of a signal that asks to stop; the rank leaves with 75 instead.
   timeout --foreground -k 10 $((seconds + 30)) \
     srun --ntasks-per-node=1 --kill-on-bad-exit=0 --cpu-bind=none "$@" \
-    sh -c 'trap "" USR1; exec "$@"' preflight \
+    sh -c 'trap "" USR1 TERM; exec "$@"' preflight \
     timeout -k 10 "$seconds" "$R1HPC_PYTHON" -m jobs.preflight "$R1HPC_RUN_DIR" "$R1HPC_ATTEMPT"
   rc=$?
+  if [ "$rc" -eq 0 ] && [ -n "$r1hpc_term" ]; then
+    rc=75
+  fi
   if [ "$rc" -ne 0 ]; then
     echo "preflight: exit code $rc, nothing is started" >&2
     case $rc in 124 | 137) rc=76 ;; esac

@@ -7,6 +7,9 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from r1hpc import exit_codes
 
+KILLED_BY_REQUEST = (128 + 10, 128 + 15)
+"""srun's exit code when a task died of USR1 or TERM: it was asked to stop before it could answer."""
+
 EXIT = "exit"
 """Leave with the attempt's own exit code; nothing starts again."""
 REQUEUE = "requeue"
@@ -121,7 +124,7 @@ def _cause(facts: Facts) -> str:
     # Slurm checks limits about every 30 s and may send the warning up to 60 s early.
     if facts.seconds_left is not None and facts.seconds_left <= facts.lead_s + 60:
         return "walltime"
-    if facts.exit_code == exit_codes.STOP_REQUESTED:
+    if facts.exit_code in (exit_codes.STOP_REQUESTED, *KILLED_BY_REQUEST):
         return "preempted"
     return "crash"
 

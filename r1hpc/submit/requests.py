@@ -14,6 +14,9 @@ from r1hpc.submit.executor import sbatch_text
 from r1hpc.submit.parameters import JobRequest, array_parameters, python, train_parameters
 from r1hpc.submit.stages import Stage
 
+_DEAF_AT_FIRST = """sh -c 'trap "" USR1 TERM; exec "$@"' agent"""
+"""An agent has its handlers half a second after its start; killed by a signal before that, its node would be blamed."""
+
 
 @dataclass(frozen=True)
 class StageJob:
@@ -85,5 +88,8 @@ class Submission:
 
     def _stage_job(self, stage: Stage, parameters: dict[str, Any], arguments: list[tuple[Any, ...]]) -> StageJob:
         folder = self.directory.submitit / stage.name / self.stamp
+        command = shlex.quote(python(self.config))
+        if stage.name in ("preflight", "train"):
+            command = f"{_DEAF_AT_FIRST} {command}"
         is_array = "array_parallelism" in parameters and len(arguments) > 1
-        return StageJob(stage, parameters, tuple(arguments), folder, shlex.quote(python(self.config)), is_array)
+        return StageJob(stage, parameters, tuple(arguments), folder, command, is_array)

@@ -247,3 +247,8 @@ def test_a_job_started_by_hand_makes_its_run_live(slurm4: RehearsalCluster, root
             assert f"scancel {job_id}" in refused.stderr
     finally:
         slurm4.cancel(job_id)
+        # Its script must find the run directory until it ends: one that cannot open its record holds the job.
+        end = time.monotonic() + 60
+        while job_id in slurm4.run(["squeue", "-h", "-o", "%A"], check=True).stdout.split():
+            assert time.monotonic() < end, f"job {job_id} is still in the queue"
+            time.sleep(0.2)

@@ -41,6 +41,8 @@ PREEMPTED_WITH_PROGRESS = Past("preempted", True)
         ({"exit_code": exit_codes.STOP_REQUESTED}, REQUEUE, "preempted"),
         ({"exit_code": exit_codes.STOP_REQUESTED, "seconds_left": 500.0}, REQUEUE, "walltime"),
         ({"exit_code": 143, "seconds_left": -3.0}, REQUEUE, "walltime"),
+        ({"exit_code": 138}, REQUEUE, "preempted"),
+        ({"exit_code": 143}, REQUEUE, "preempted"),
         ({"exit_code": exit_codes.SRUN_LAUNCH_FAILED}, REQUEUE, "launch_failed"),
         ({"exit_code": exit_codes.NODE_LOST}, REQUEUE, "node_lost"),
         ({"exit_code": exit_codes.BRING_UP_FAILED}, REQUEUE, "bring_up_failed"),
