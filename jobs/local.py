@@ -6,6 +6,7 @@ python -m jobs.local RUN --attempt ATTEMPT --until bring-up
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +32,7 @@ from r1hpc.rundir import AttemptDir, RunDir
 
 logger = logging.getLogger(__name__)
 
+_PR_SET_PDEATHSIG = 1
 _FIRST_ADDRESS = 10
 _LEAVE_S = ROLL_CALL_S + 15.0
 """Agents leave together; one that never met the head waits for it as long as the roll call lasts."""
@@ -58,14 +60,15 @@ def run_attempt(run: RunDir, attempt: AttemptDir, until: str) -> int:
     run_id = json.loads(run.run.read_text(encoding="utf-8"))["run_id"]
     environment = dict(os.environ) | {RUN: run_id, ATTEMPT: str(attempt.root)}
     with _ForwardedSignals() as forwarded:
-        code = _preflight(run, attempt, cluster, hosts.preflight_timeout_s, environment)
+        code = _preflight(run, attempt, cluster, hosts.preflight_timeout_s, environment, forwarded)
         if forwarded.received:
             return exit_codes.STOP_REQUESTED  # whatever the preflight says: who asked for the end wants no next attempt
         if code != exit_codes.SUCCESS:
             return code
         agents = [_start_agent(run, attempt, host, until, environment) for host in cluster]
         forwarded.to(agents)
-        return _wait(agents)
+        code = _wait(agents)
+        return exit_codes.STOP_REQUESTED if forwarded.received and code != exit_codes.SUCCESS else code
 
 
 def _write_begin(attempt: AttemptDir, cluster: Sequence[ClusterHost]) -> None:
@@ -79,7 +82,12 @@ def _write_begin(attempt: AttemptDir, cluster: Sequence[ClusterHost]) -> None:
 
 
 def _preflight(
-    run: RunDir, attempt: AttemptDir, cluster: Sequence[ClusterHost], timeout_s: float, environment: dict[str, str]
+    run: RunDir,
+    attempt: AttemptDir,
+    cluster: Sequence[ClusterHost],
+    timeout_s: float,
+    environment: dict[str, str],
+    forwarded: _ForwardedSignals,
 ) -> int:
     """All ranks through MPICH's mpiexec, which starts them here: no ssh to a loopback address."""
     one_each = [ClusterHost(host.name, host.address, 1) for host in cluster]
@@ -87,7 +95,8 @@ def _preflight(
     write_hydra(one_each, machinefile)
     command = [_mpiexec(), "-launcher", "fork", "-f", str(machinefile), "-ppn", "1", "-n", str(len(cluster))]
     command += [sys.executable, "-m", "jobs.preflight", str(run.root), str(attempt.root)]
-    child = subprocess.Popen(command, env=environment, cwd=_home(), start_new_session=True)
+    child = subprocess.Popen(command, env=environment, cwd=_home(), start_new_session=True, preexec_fn=_before_exec(()))
+    forwarded.to([child])
     try:
         return child.wait(timeout_s)
     except subprocess.TimeoutExpired:
@@ -113,8 +122,28 @@ def _start_agent(
     command += ["--host", host.name, "--until", until]
     with open(attempt.logs / f"{host.name}-agent.log", "ab") as log:
         return subprocess.Popen(
-            command, env=environment, cwd=_home(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=environment,
+            cwd=_home(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # The agent takes them in once it has its handlers: killed before, it would count as a lost node.
+            preexec_fn=_before_exec(_STOP_SIGNALS),
         )
+
+
+def _before_exec(blocked: Sequence[int]) -> Callable[[], None]:
+    """Runs in the child: it is asked to stop when this process dies, however that happens."""
+    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)  # it has died already
+
+    return prepare
 
 
 def _wait(agents: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -28,6 +28,12 @@ class PreflightError(R1hpcError):
 class BringUpError(R1hpcError):
     """Ray did not come up, or did not place, before its deadline."""
 
+    def __init__(self, message: str, hosts: Sequence[str] = ()) -> None:
+        # Only the message is in self.args; Exception.__reduce__ carries hosts along in __dict__, so it stays picklable.
+        super().__init__(message)
+        self.hosts = tuple(hosts)
+        """Names of those to blame; () when that is not known."""
+
 
 class RehearsalError(R1hpcError):
     """The private Slurm could not be started, stopped or reached."""

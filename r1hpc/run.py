@@ -14,6 +14,7 @@ from pathlib import Path
 
 from r1hpc import exit_codes
 from r1hpc.cluster.launch import Launch, read_launch
+from r1hpc.cluster.outcome import Outcome
 from r1hpc.cluster.ray import Slot, connected, place_slots, wait_for_nodes
 from r1hpc.cluster.stop import StopListener
 from r1hpc.errors import BringUpError, R1hpcError
@@ -28,7 +29,7 @@ class StopRequested(R1hpcError):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Drive the attempt; the reason of its end goes to driver.json, for the agent."""
+    """Drive the attempt; how that ended goes to driver.json, for the agent."""
     parser = argparse.ArgumentParser(prog="python -m r1hpc.run", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("attempt", type=Path)
@@ -36,14 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     run, attempt = RunDir(arguments.run), AttemptDir(arguments.attempt)
-    code, reason = _drive(run, attempt, arguments.until, StopListener(sys.stdin))
-    logger.info("exit code %d: %s", code, reason)
-    publish_json(attempt.driver, {"exit_code": code, "reason": reason})
-    return code
+    outcome = _drive(run, attempt, arguments.until, StopListener(sys.stdin))
+    logger.info("exit code %d: %s", outcome.exit_code, outcome.reason)
+    publish_json(attempt.driver, outcome.to_json())
+    return outcome.exit_code
 
 
-def _drive(run: RunDir, attempt: AttemptDir, until: str, stop: StopListener) -> tuple[int, str]:
-    """(exit code, reason) of the attempt."""
+def _drive(run: RunDir, attempt: AttemptDir, until: str, stop: StopListener) -> Outcome:
+    """Drive the attempt to its end, whichever."""
     try:
         if until == "end":
             raise R1hpcError(
@@ -55,16 +56,16 @@ def _drive(run: RunDir, attempt: AttemptDir, until: str, stop: StopListener) -> 
             slots = bring_up(launch, stop)
             write_placement(attempt.placement, slots)
             took = time.monotonic() - started
-        return (
+        return Outcome(
             exit_codes.SUCCESS,
             f"Ray is up on {len(launch.hosts)} nodes and placed on {len(slots)} GPU slots, {took:.1f} s",
         )
     except StopRequested as error:
-        return exit_codes.STOP_REQUESTED, str(error)
+        return Outcome(exit_codes.STOP_REQUESTED, str(error))
     except BringUpError as error:
-        return exit_codes.BRING_UP_FAILED, str(error)
+        return Outcome(exit_codes.BRING_UP_FAILED, str(error), error.hosts)
     except R1hpcError as error:
-        return exit_codes.INVALID, str(error)
+        return Outcome(exit_codes.INVALID, str(error))
 
 
 def bring_up(launch: Launch, stop: StopListener) -> list[Slot]:

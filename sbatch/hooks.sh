@@ -16,6 +16,16 @@ r1hpc_job() {
   fi
 }
 
+# r1hpc_hold REASON: leave the job to a person; a job that was cancelled stays cancelled.
+r1hpc_hold() {
+  if timeout 60 scontrol show job -o "$(r1hpc_job)" | grep -q ' JobState=RUNNING '; then
+    echo "$1: holding job $(r1hpc_job)" >&2
+    timeout 60 scontrol requeuehold "$(r1hpc_job)" && sleep 120
+  else
+    echo "$1, and job $(r1hpc_job) is not running any more" >&2
+  fi
+}
+
 r1hpc_begin() {
   # A site's set-up lines may have turned these on; the teardown has to run whatever fails.
   set +eu
@@ -34,8 +44,7 @@ r1hpc_begin() {
   fi
   local exports
   if ! exports=$("$(r1hpc_host_python)" "$R1HPC_HOME/jobs/requeue.py" begin "$R1HPC_RUN_DIR"); then
-    echo "the attempt's record could not be opened: holding job $(r1hpc_job)" >&2
-    timeout 60 scontrol requeuehold "$(r1hpc_job)" && sleep 120
+    r1hpc_hold "the attempt's record could not be opened"
     exit 1
   fi
   eval "$exports"
@@ -76,8 +85,7 @@ r1hpc_end() {
     *)
       # Of a success only the record is lost.
       [ "$1" -eq 0 ] && return
-      echo "no decision could be made: holding job $(r1hpc_job)" >&2
-      timeout 60 scontrol requeuehold "$(r1hpc_job)" && sleep 120
+      r1hpc_hold "no decision could be made"
       ;;
   esac
 }

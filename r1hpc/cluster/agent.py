@@ -32,11 +32,20 @@ def run_agent(node: Node) -> int:
         with Supervisor(node.mark, node.attempt.logs, node.host.name, scratch) as supervisor:
             lead = _lead if node.host == node.launch.head else _follow
             outcome = lead(node, supervisor, scratch)
-        if outcome.exit_code != exit_codes.SUCCESS:
-            keep_ray_logs(scratch, node.attempt.logs / f"{node.host.name}-ray")
+        # After a stop request the kill is near, and Ray is not to blame.
+        if outcome.exit_code not in (exit_codes.SUCCESS, exit_codes.STOP_REQUESTED):
+            _keep_ray_logs(scratch, node.attempt.logs / f"{node.host.name}-ray")
     finally:
         remove_scratch(scratch)
     return outcome.exit_code
+
+
+def _keep_ray_logs(scratch: Path, target: Path) -> None:
+    """A disk without room for them must not change the exit code."""
+    try:
+        keep_ray_logs(scratch, target)
+    except OSError as error:
+        logger.error("Ray's logs are not kept in %s: %s", target, error)
 
 
 def _lead(node: Node, supervisor: Supervisor, scratch: Path) -> Outcome:

@@ -6,8 +6,8 @@ import json
 import socket
 from typing import Any
 
-_LIMIT = 1 << 20
-"""Bytes that may lie unsent or unread: agents exchange a few short lines."""
+TRUSTED_BYTES = 1 << 20
+"""May lie unsent or unread: agents exchange a few short lines."""
 
 Message = dict[str, Any]
 
@@ -15,8 +15,10 @@ Message = dict[str, Any]
 class Channel:
     """One end of a connection. A peer that is gone, silent on purpose or talking nonsense shows as `closed`."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, limit_bytes: int = TRUSTED_BYTES) -> None:
         self._socket = connected
+        self.limit_bytes = limit_bytes
+        """A peer that lets more lie unread, or sends more without an end of line, is closed."""
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._unread = b""
@@ -37,7 +39,7 @@ class Channel:
                 break
             except OSError:
                 self.close()
-        if len(self._unsent) > _LIMIT:
+        if len(self._unsent) > self.limit_bytes:
             self.close()
 
     def receive(self) -> list[Message]:
@@ -50,12 +52,12 @@ class Channel:
             except OSError:
                 part = b""
             self._unread += part
-            if not part or len(self._unread) > _LIMIT:
+            if not part or len(self._unread) > self.limit_bytes:
                 self.close()
         *lines, self._unread = self._unread.split(b"\n")
         try:
             messages = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter: nested deeper than Python's stack
             messages = [None]
         if all(isinstance(message, dict) for message in messages):
             return messages

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from r1hpc import exit_codes
@@ -38,7 +38,7 @@ class HeadAgent:
         self._joining: set[str] = set()
         self._own_stops = 0
         self._stops: list[str] = []
-        self._stopping_since: float | None = None
+        self._hurried_since: float | None = None
 
     def run(self) -> Outcome:
         """Run the attempt to its end. Everything that was started still runs when this returns."""
@@ -102,6 +102,11 @@ class HeadAgent:
         limit = self._node.launch.bring_up_timeout_s + _BACKSTOP_S
         if time.monotonic() - self._started < limit or self._placed:
             return None
+        head = self._node.host
+        if self._driver is None:
+            port, log = self._node.launch.ports(head).gcs, self._supervisor.log("ray")
+            reason = f"Ray's head does not listen on {head.address} port {port} after {limit:g} s (see {log})"
+            return Outcome(exit_codes.BRING_UP_FAILED, reason, (head.name,))
         log = self._supervisor.log("driver")
         return Outcome(
             exit_codes.BRING_UP_FAILED, f"nothing was placed in {limit:g} s and the driver hangs (see {log})"
@@ -114,13 +119,13 @@ class HeadAgent:
             self._tell_driver({"stop": request})
         if not self._stops:
             return None
-        self._stopping_since = self._stopping_since or time.monotonic()
         outcome = Outcome(exit_codes.STOP_REQUESTED, f"asked to stop by {', '.join(dict.fromkeys(self._stops))}")
         if self._driver is None:
             return outcome
-        # Slurm signals all agents at once, so only a second TERM at the same one means that no grace is left.
-        again = any("TERM" in request and count > 1 for request, count in Counter(self._stops).items())
-        return outcome if (again or not self._placed) and time.monotonic() - self._stopping_since > _STOP_S else None
+        if self._placed and not no_grace_left(self._stops):
+            return None
+        self._hurried_since = self._hurried_since or time.monotonic()
+        return outcome if time.monotonic() - self._hurried_since > _STOP_S else None
 
     def _start_driver(self) -> subprocess.Popen[bytes]:
         node = self._node
@@ -141,7 +146,8 @@ class HeadAgent:
             record = json.loads(self._node.attempt.driver.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return Outcome(exit_codes.CRASHED, str(end))
-        return Outcome(end.returncode if end.returncode >= 0 else exit_codes.CRASHED, record["reason"])
+        code = end.returncode if end.returncode >= 0 else exit_codes.CRASHED
+        return Outcome(code, record["reason"], tuple(record["lost_nodes"]))
 
     def _ray_listens(self) -> bool:
         port = self._node.launch.ports(self._node.host).gcs
@@ -158,3 +164,17 @@ class HeadAgent:
     @property
     def _node_failure(self) -> int:
         return exit_codes.NODE_LOST if self._placed else exit_codes.BRING_UP_FAILED
+
+
+def no_grace_left(stops: Iterable[str]) -> bool:
+    """Whether some node got a TERM after an earlier request; `stops` as `SIGUSR1 at node03`, in the order heard.
+
+    Slurm signals all agents at once, so several nodes with one TERM each were asked only once.
+    """
+    asked: set[str] = set()
+    for stop in stops:
+        signal_name, _, node = stop.partition(" at ")
+        if signal_name == "SIGTERM" and node in asked:
+            return True
+        asked.add(node)
+    return False

@@ -119,7 +119,12 @@ def _names(target: str) -> tuple[str, ...]:
     if ":" in target:
         return (target,)
     if re.search(r"[\[\]]", target):
-        return tuple(expand(target))
+        return tuple(_plain(name) for name in expand(target))
+    return (_plain(target),)
+
+
+def _plain(target: str) -> str:
+    """A single host name or IPv4 address, as it is."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", target):
         raise ValueError(f'"{target}" is no host name or address')
     if re.fullmatch(r"[0-9.]+", target):
@@ -127,4 +132,4 @@ def _names(target: str) -> tuple[str, ...]:
             ipaddress.IPv4Address(target)
         except ValueError:
             raise ValueError(f'"{target}" is no IPv4 address') from None
-    return (target,)
+    return target

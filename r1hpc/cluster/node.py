@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,8 +34,12 @@ class Node:
 
     @property
     def mark(self) -> str:
-        """R1HPC_NODE of everything that this agent starts."""
-        return f"{self.attempt.root.name}/{self.host.name}"
+        """R1HPC_NODE of everything that this agent starts; no other run's or attempt's agent has the same.
+
+        The attempt's key alone would not do: every run without a scheduler begins with local-r0.
+        """
+        path = hashlib.sha256(str(self.attempt.root.absolute()).encode()).hexdigest()[:8]
+        return f"{self.launch.run_id}/{self.attempt.root.name}-{path}/{self.host.name}"
 
     @property
     def marks(self) -> dict[str, str]:

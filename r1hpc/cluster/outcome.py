@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +13,8 @@ from typing import Any
 
 from r1hpc import exit_codes
 from r1hpc.publish import publish_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,29 @@ def nodes_lost(names: Sequence[str], reason: str) -> Outcome:
 
 
 def write_outcome(path: Path, outcome: Outcome) -> None:
-    """Publish outcome.json, keeping what the driver has put there (its progress)."""
-    publish_json(path, _read(path) | outcome.to_json())
+    """Publish outcome.json, keeping what the driver has put there (its progress); on the head only.
+
+    A file system that takes nothing more is only logged: the exit code still says how the attempt ended.
+    """
+    try:
+        publish_json(path, _read(path) | outcome.to_json())
+    except OSError as error:
+        logger.error("%s cannot be written: %s", path, error)
+
+
+def write_outcome_if_absent(path: Path, outcome: Outcome) -> None:
+    """Publish outcome.json unless there is one: for an agent that has lost the head, whose word counts for more."""
+    # Agents of several hosts may do so at once, and pids repeat from host to host.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        publish_json(temporary, outcome.to_json())
+        os.link(temporary, path)  # unlike a rename it replaces nothing
+    except FileExistsError:
+        return
+    except OSError as error:
+        logger.error("%s cannot be written: %s", path, error)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

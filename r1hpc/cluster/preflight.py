@@ -105,17 +105,18 @@ def _judge_node(facts: NodeFacts, needs: Requirements) -> Iterator[Finding]:
 
 def misplaced(facts: NodeFacts, address: str) -> list[Finding]:
     """A finding when a node reports from a machine that does not have its address. Names are not looked up."""
-    local = {found for found_there in facts.addresses.values() for found in found_there}
+    local = sorted({found for found_there in facts.addresses.values() for found in found_there})
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return []
-    if parsed.is_loopback or address in local:
+    # Parsed: an IPv6 address has many spellings.
+    if parsed.is_loopback or parsed in map(ipaddress.ip_address, local):
         return []
     return [
         Finding(
             facts.node,
-            f"its address is {address}, but {facts.hostname}, which answers for it, has {', '.join(sorted(local))}",
+            f"its address is {address}, but {facts.hostname}, which answers for it, has {', '.join(local)}",
             "one process a host, in the hostfile's order: --map-by ppr:1:node (Open MPI), -ppn 1 (MPICH)",
         )
     ]

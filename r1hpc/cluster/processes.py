@@ -12,7 +12,7 @@ RUN = "R1HPC_RUN"
 ATTEMPT = "R1HPC_ATTEMPT"
 """The attempt's directory."""
 NODE = "R1HPC_NODE"
-"""ATTEMPT-KEY/HOST of everything that a node agent started: hosts may share a machine."""
+"""RUN-ID/ATTEMPT/HOST of everything that a node agent started: hosts may share a machine."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from r1hpc.cluster.hosts import ClusterHost
@@ -34,14 +35,22 @@ class Slot:
 
 @contextmanager
 def connected(launch: Launch) -> Iterator[None]:
-    """Be a driver of the launch's Ray, on its head host."""
-    ray.init(
-        address=launch.ray_address,
-        _node_ip_address=launch.head.address,
-        log_to_driver=False,
-        logging_level="warning",
-        namespace="r1hpc",
-    )
+    """Be a driver of the launch's Ray, on its head host. Raises BringUpError when Ray does not let it in."""
+    try:
+        ray.init(
+            address=launch.ray_address,
+            _node_ip_address=launch.head.address,
+            log_to_driver=False,
+            logging_level="warning",
+            namespace="r1hpc",
+        )
+    except (ConnectionError, RayError) as error:
+        head = launch.head.name
+        raise BringUpError(
+            f"the driver cannot join Ray at {launch.ray_address} on {head}: {_first_line(error)}; "
+            f"see logs/{head}-ray.log of the attempt",
+            [head],
+        ) from error
     try:
         yield
     finally:
@@ -63,7 +72,8 @@ def wait_for_nodes(hosts: Sequence[ClusterHost], deadline_s: float, wait: Callab
         if waited > deadline_s:
             raise BringUpError(
                 f"waiting for Ray nodes: {len(hosts) - len(missing)} of {len(hosts)} after {waited:.0f} s "
-                f"(missing {', '.join(missing)})"
+                f"(missing {', '.join(missing)})",
+                missing,
             )
         wait(_POLL_S)
 
@@ -89,14 +99,17 @@ def place_slots(
     count = sum(host.slots for host in hosts)
     deadline = time.monotonic() + deadline_s
     group = placement_group([{"GPU": 1, "CPU": 1}] * count, strategy="PACK", name="slots")
-    _await([group.ready()], deadline, wait, f"the placement group of {count} GPU slots")
+    _await([group.ready()], deadline, wait, f"the placement group of {count} GPU slots", lambda _: [])
     probes = [
         _Probe.options(  # type: ignore[attr-defined]
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
         ).remote()
         for bundle in range(count)
     ]
-    answers = _await([probe.where.remote() for probe in probes], deadline, wait, "answers from the GPU slots")
+    references = [probe.where.remote() for probe in probes]
+    answers = _await(
+        references, deadline, wait, "answers from the GPU slots", lambda bundles: _hosts_of(bundles, group, hosts)
+    )
     names = {host.address: host.name for host in hosts}
     order = {host.name: index for index, host in enumerate(hosts)}
     slots = [Slot(names[address], gpu, bundle, pid) for bundle, (address, gpu, pid) in enumerate(answers)]
@@ -112,16 +125,51 @@ def check_slots(hosts: Sequence[ClusterHost], slots: Sequence[Slot]) -> None:
     for host in hosts:
         gpus = sorted(slot.gpu for slot in slots if slot.host == host.name)
         if len(gpus) != host.slots or len(set(gpus)) != len(gpus):
-            raise BringUpError(f"{host.name} answers from GPUs {gpus}, but its hostfile line says slots={host.slots}")
+            text = f"{host.name} answers from GPUs {gpus}, but its hostfile line says slots={host.slots}"
+            raise BringUpError(text, [host.name])
 
 
-def _await(references: list[Any], deadline: float, wait: Callable[[float], None], what: str) -> list[Any]:
+def _hosts_of(bundles: Sequence[int], group: PlacementGroup, hosts: Sequence[ClusterHost]) -> list[str]:
+    """Names of the hosts on which these bundles of a placement group are, each once."""
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    wanted = {addresses.get(nodes.get(bundle)) for bundle in bundles}
+    return [host.name for host in hosts if host.address in wanted]
+
+
+def _await(
+    references: list[Any],
+    deadline: float,
+    wait: Callable[[float], None],
+    what: str,
+    blame: Callable[[Sequence[int]], Sequence[str]],
+) -> list[Any]:
+    """The values, in order. `blame` names the hosts behind the references of these indices."""
     started = time.monotonic()
     while True:
         ready, pending = ray.wait(references, num_returns=len(references), timeout=0.5)
         if not pending:
-            return list(ray.get(references))
+            return _values(references, what, blame)
         if time.monotonic() > deadline:
             waited = time.monotonic() - started
-            raise BringUpError(f"waiting for {what}: {len(ready)} of {len(references)} after {waited:.0f} s")
+            hosts = blame([references.index(reference) for reference in pending])
+            on = f" (missing some from {', '.join(hosts)})" if hosts else ""
+            raise BringUpError(f"waiting for {what}: {len(ready)} of {len(references)} after {waited:.0f} s{on}", hosts)
         wait(0)
+
+
+def _values(references: list[Any], what: str, blame: Callable[[Sequence[int]], Sequence[str]]) -> list[Any]:
+    values = []
+    for index, reference in enumerate(references):
+        try:
+            values.append(ray.get(reference))
+        except RayError as error:
+            hosts = blame([index])
+            on = f" on {', '.join(hosts)}" if hosts else ""
+            raise BringUpError(f"waiting for {what}: one died{on}: {_first_line(error)}", hosts) from error
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    """What a person needs of Ray's errors, which carry paragraphs of advice."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from r1hpc.cluster.channel import Channel, Message
+from r1hpc.cluster.channel import TRUSTED_BYTES, Channel, Message
 from r1hpc.cluster.outcome import Outcome
 
 BEAT_S = 2.0
@@ -22,6 +22,10 @@ SILENCE_S = 20.0
 """A peer that has said nothing for so long is lost: its machine stopped, or the network between."""
 _HELLO_S = 10.0
 """A stranger that does not prove itself in this time is sent away."""
+_HELLO_BYTES = 4096
+"""The same for one that says more than this before."""
+_RECONNECT_S = 1.0
+"""An agent that was sent away waits this long before it knocks again."""
 
 
 @dataclass
@@ -124,7 +128,7 @@ class RollCall:
                 connected, _ = self._listener.accept()
             except (BlockingIOError, ConnectionError):
                 return
-            peer = _Peer(Channel(connected), secrets.token_hex(16), now)
+            peer = _Peer(Channel(connected, _HELLO_BYTES), secrets.token_hex(16), now)
             peer.channel.send({"challenge": peer.challenge})
             self._peers.append(peer)
 
@@ -140,11 +144,14 @@ class RollCall:
 
     def _admit(self, peer: _Peer, message: Message) -> None:
         name, proof = message.get("hello"), message.get("proof")
-        genuine = isinstance(proof, str) and hmac.compare_digest(proof, _proof(self._secret, peer.challenge))
+        # As bytes: compare_digest raises TypeError on a string that is not ASCII.
+        expected = _proof(self._secret, peer.challenge).encode()
+        genuine = isinstance(proof, str) and hmac.compare_digest(proof.encode(errors="replace"), expected)
         if not genuine or name not in self._expected or name in self._present:
             peer.channel.close()
             return
         peer.name = str(name)
+        peer.channel.limit_bytes = TRUSTED_BYTES
         self._present[peer.name] = peer
         if self._farewell is not None:  # too late for anything else
             peer.channel.send(self._farewell)
@@ -171,14 +178,17 @@ class Attendance:
         self._name = name
         self._secret = secret
         self._channel: Channel | None = None
+        self._connect_after = 0.0
         self._heard = self._beaten = time.monotonic()
         self.admitted = False
         """Whether the head has answered our proof."""
 
     def poll(self) -> list[Message]:
-        """What the head said since the last call; connects while there is no connection yet."""
+        """What the head said since the last call; connects, again if need be, until the head has admitted us."""
         now = time.monotonic()
-        if self._channel is None:
+        if self._channel is not None and self._channel.closed and not self.admitted:
+            self._channel, self._connect_after = None, now + _RECONNECT_S
+        if self._channel is None and now >= self._connect_after:
             self._connect()
         if self._channel is None:
             return []
@@ -225,4 +235,4 @@ class Attendance:
 
 
 def _proof(secret: bytes, challenge: str) -> str:
-    return hmac.new(secret, str(challenge).encode(), "sha256").hexdigest()
+    return hmac.new(secret, str(challenge).encode(errors="replace"), "sha256").hexdigest()

@@ -21,7 +21,7 @@ _KEPT_LOG_BYTES = 1 << 20
 def make_scratch(node: str, marks: Mapping[str, str]) -> Path:
     """The scratch directory of this node, empty, mode 700; one that a killed agent left behind is replaced.
 
-    `node` names attempt and host, `marks` are those of its processes. /tmp is taken where the job's own temporary
+    `node` names run, attempt and host, `marks` are those of its processes. /tmp is taken where the job's own temporary
     directory has a path too long for Unix sockets.
     """
     name = f"r1-{os.getuid()}-{hashlib.sha256(node.encode()).hexdigest()[:10]}"

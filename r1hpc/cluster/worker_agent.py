@@ -7,7 +7,7 @@ from pathlib import Path
 
 from r1hpc import exit_codes
 from r1hpc.cluster.node import ROLL_CALL_S, TICK_S, Node
-from r1hpc.cluster.outcome import Outcome, nodes_lost
+from r1hpc.cluster.outcome import Outcome, nodes_lost, write_outcome_if_absent
 from r1hpc.cluster.ray_command import has_joined, ray_environment, start_command
 from r1hpc.cluster.rollcall import SILENCE_S, Attendance
 from r1hpc.cluster.supervisor import Exit, Supervisor
@@ -52,7 +52,10 @@ class WorkerAgent:
         for end in self._supervisor.reap():
             self._take_exit(end)
         self._forward_stops()
-        return self._judge_head()
+        outcome = self._judge_head()
+        if outcome is not None:  # the head may have no say any more, and the decision to requeue reads this
+            write_outcome_if_absent(self._node.attempt.outcome, outcome)
+        return outcome
 
     def _join(self) -> None:
         self._joins += 1

@@ -128,3 +128,21 @@ def test_a_second_submit_is_refused_and_a_signal_ends_everything(root: Path) -> 
     while left := processes_of(_run_id(root)):
         assert time.monotonic() < end, left
         time.sleep(0.2)
+
+
+def test_killed_with_sigkill_the_local_attempt_takes_everything_with_it(root: Path) -> None:
+    first = _submit(root)
+    assert first.returncode == 0, first.stderr
+    attempt = root / "rehearsal" / "attempts" / "local-r0"
+    _wait_for(attempt / "logs" / "local02-ray.log", 60)
+    # The task that runs the attempt, not submitit's controller above it.
+    task = next(
+        process.pid
+        for process in processes_of(_run_id(root))
+        if "submitit.core._submit" in Path(f"/proc/{process.pid}/cmdline").read_text(encoding="utf-8")
+    )
+    os.kill(task, signal.SIGKILL)
+    end = time.monotonic() + 40
+    while left := processes_of(_run_id(root)):
+        assert time.monotonic() < end, left
+        time.sleep(0.2)
