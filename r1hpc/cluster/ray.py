@@ -44,7 +44,7 @@ def connected(launch: Launch) -> Iterator[None]:
             logging_level="warning",
             namespace="r1hpc",
         )
-    except (ConnectionError, RayError) as error:
+    except (OSError, RuntimeError, RayError) as error:  # ConnectionError and TimeoutError are OSErrors
         head = launch.head.name
         raise BringUpError(
             f"the driver cannot join Ray at {launch.ray_address} on {head}: {_first_line(error)}; "

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from r1hpc import exit_codes
+from r1hpc.cluster.hosts import ClusterHost
+from r1hpc.cluster.launch import Launch, write_launch, write_secret
 from r1hpc.cluster.scratch import scratch_of_run
-from tests.cluster.loopback import LocalAttempt, make_run, port_base
+from tests.cluster.loopback import HOME, LocalAttempt, make_run, port_base
 
 Start = Callable[..., LocalAttempt]
 
@@ -84,6 +88,7 @@ def test_a_killed_head_agent_is_noticed_by_the_others_which_leave(start: Start) 
     worker_logs = [attempt.attempt.logs / f"local0{index}-agent.log" for index in (2, 3)]
     os.kill(attempt.agent("local01"), signal.SIGKILL)
     assert attempt.finish() == exit_codes.NODE_LOST
+    assert (attempt.outcome["exit_code"], attempt.outcome["lost_nodes"]) == (exit_codes.NODE_LOST, ["local01"])
     for log in worker_logs:
         assert "exit code 78: lost local01: the head's agent" in log.read_text(encoding="utf-8")
     attempt.wait_until_gone()
@@ -126,12 +131,28 @@ def test_a_preflight_that_fails_starts_no_agent(start: Start) -> None:
     assert not attempt.attempt.launch.exists()
 
 
-def test_a_head_that_cannot_listen_says_so_at_once(start: Start) -> None:
-    with socket.socket() as taken:
-        base = port_base()
-        taken.bind(("127.0.0.10", base))
-        taken.listen()
-        attempt = start("hosts.num_nodes=1", f"hosts.port_base={base}")
-        assert attempt.finish() == exit_codes.BRING_UP_FAILED
-    assert f"cannot listen on 127.0.0.10 port {base}: Address already in use" in attempt.outcome["reason"]
-    assert attempt.outcome["lost_nodes"] == ["local01"]
+def test_a_host_that_never_joins_ray_is_blamed(start: Start) -> None:
+    attempt = start("hosts.num_nodes=2", "hosts.gpus_per_node=1", "hosts.bring_up_timeout_s=15")
+    attempt.wait_for_children("--address 127.0.0.10:")
+    (ray,) = attempt.children("--address 127.0.0.10:", "--block")
+    os.kill(ray, signal.SIGSTOP)
+    assert attempt.finish() == exit_codes.BRING_UP_FAILED
+    assert "waiting for Ray nodes: 1 of 2" in attempt.outcome["reason"]
+    assert attempt.outcome["lost_nodes"] == ["local02"]
+
+
+def test_a_head_that_cannot_listen_says_so_at_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    attempt, base = run.attempt("local", 0), port_base()
+    attempt.root.mkdir()
+    # The preflight takes ports that are free; here somebody takes one right after it.
+    head = ClusterHost("local01", "127.0.0.10", 1)
+    write_launch(attempt.launch, Launch("test", "cpu", (head,), base, 200, 80_000_000, 120.0, 1))
+    write_secret(attempt.secret)
+    command = [sys.executable, "-m", "jobs.train", str(run.root), "--attempt", str(attempt.root), "--host", head.name]
+    with socket.create_server((head.address, base)):
+        done = subprocess.run(command, cwd=HOME, timeout=30, check=False)
+    assert done.returncode == exit_codes.BRING_UP_FAILED
+    outcome = json.loads(attempt.outcome.read_text(encoding="utf-8"))
+    assert f"cannot listen on 127.0.0.10 port {base}: Address already in use" in outcome["reason"]
+    assert outcome["lost_nodes"] == ["local01"]

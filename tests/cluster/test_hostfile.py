@@ -131,6 +131,14 @@ def test_too_few_hosts_and_other_slots_are_refused_with_numbers_and_lines(tmp_pa
     ]
 
 
+def test_a_range_is_held_to_the_rule_of_a_single_host(tmp_path: Path) -> None:
+    path = tmp_path / "h.txt"
+    path.write_text("192.0.2.[254-255] slots=8\n192.0.2.[255-256] slots=8\n")
+    with pytest.raises(HostfileError) as caught:
+        read_hostfile(path)
+    assert str(caught.value) == f'{path}:2: "192.0.2.256" is no IPv4 address'
+
+
 def test_lines_beyond_the_nodes_of_the_job_are_spares(tmp_path: Path) -> None:
     hostfile = read_hostfile(_hosts(tmp_path, 5))
     assert hostfile.spares(4) == (Host("n05", 8, 5),)

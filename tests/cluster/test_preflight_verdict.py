@@ -141,6 +141,8 @@ def test_a_rank_on_the_wrong_machine_is_noticed_by_its_address() -> None:
     assert misplaced(GOOD, "192.0.2.1") == []
     assert misplaced(GOOD, "127.0.0.17") == []
     assert misplaced(GOOD, "node01-ib") == []  # a name: not looked up
+    six = replace(GOOD, addresses={"ib0": ["2001:db8::1"]})
+    assert misplaced(six, "2001:0db8:0:0::1") == []
     (finding,) = misplaced(GOOD, "192.0.2.2")
     assert finding.reason == "its address is 192.0.2.2, but node01, which answers for it, has 127.0.0.1, 192.0.2.1"
 

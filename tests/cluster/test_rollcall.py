@@ -188,6 +188,50 @@ def test_the_outcome_reaches_everyone_and_late_comers_too(hall: Hall) -> None:
     hall.until(lambda: {"outcome": outcome.to_json()} in hall.heard["node03"])
 
 
+@pytest.mark.parametrize(
+    "hello",
+    [
+        b'{"hello": "node02", "proof": "\\u00e9"}\n',
+        b'{"hello": "node02", "proof": "\\ud800"}\n',
+        b"[" * 4000 + b"\n",
+        b'{"hello": "' + b"x" * 5000,
+    ],
+    ids=["not ASCII", "no text", "nested too deep", "too long"],
+)
+def test_a_hello_that_no_agent_says_ends_that_connection_alone(hall: Hall, hello: bytes) -> None:
+    with socket.create_connection(hall.address) as stranger:
+        stranger.setblocking(False)
+        hall.poll()
+        stranger.sendall(hello)
+        hall.enter("node02")
+        hall.until(lambda: hall.roll_call.present == ["node02"])
+        hall.until(lambda: _is_closed(stranger), deadline_s=1)
+
+
+def _is_closed(connected: socket.socket) -> bool:
+    try:
+        return connected.recv(4096) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def test_an_agent_that_was_sent_away_before_it_was_admitted_knocks_again(hall: Hall) -> None:
+    first = Attendance(hall.address, "node02", SECRET)
+    while hall.roll_call.present != ["node02"]:
+        first.poll()
+        hall.poll()
+    second = hall.enter("node02")  # its name is taken until the first one's connection ends
+    stop = time.monotonic() + 0.3
+    while time.monotonic() < stop:
+        hall.poll()
+    assert not second.admitted
+    first.close()
+    hall.until(lambda: hall.roll_call.present == [])
+    hall.until(lambda: hall.roll_call.present == ["node02"])
+
+
 def _received(channel: Channel, count: int) -> list[Message]:
     messages: list[Message] = []
     deadline = time.monotonic() + 1
