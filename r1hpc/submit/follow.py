@@ -32,7 +32,7 @@ _ENDED = frozenset(
 """Slurm's final states, and VANISHED. PREEMPTED is none: the job comes back."""
 
 
-_STUCK = re.compile(r"held|JobHold|DependencyNeverSatisfied", re.IGNORECASE)
+_STUCK = re.compile(r"held|JobHold|BadConstraints|DependencyNeverSatisfied", re.IGNORECASE)
 
 
 @dataclass
