@@ -17,7 +17,7 @@ from r1hpc.cluster.hosts import Node
 from r1hpc.cluster.mpi_child import MpiChild
 from r1hpc.cluster.preflight_rank import run_rank
 from r1hpc.config import load_config
-from r1hpc.errors import PreflightError, R1hpcError
+from r1hpc.errors import HostfileError, PreflightError, R1hpcError
 from r1hpc.publish import publish_json
 from r1hpc.rundir import AttemptDir, RunDir
 
@@ -65,6 +65,7 @@ def _make_attempt(target: Path, hostfile: Path, identity: Identity) -> dict[str,
         hosts = load_config(run.config).config.hosts
         written = read_hostfile(hostfile)
         require(written, hosts.num_nodes, hosts.gpus_per_node)
+        refuse_localhost(written)
         if identity.size != hosts.num_nodes:
             raise PreflightError(
                 f"{identity.launcher} started {identity.size} processes, but hosts.num_nodes = {hosts.num_nodes}: "
@@ -79,6 +80,18 @@ def _make_attempt(target: Path, hostfile: Path, identity: Identity) -> dict[str,
     begin = {"job_id": identity.launcher, "restart": 0, "started": time.time(), "end_time": None, "nodes": nodes}
     publish_json(attempt.begin, begin)
     return {"run": str(run.root), "attempt": str(attempt.root), "nodes": nodes}
+
+
+def refuse_localhost(hostfile: Hostfile) -> None:
+    """Raise HostfileError for a name that means another machine on every host, and that Ray replaces by its own guess."""
+    problems = [
+        f"{hostfile.path}:{host.line}: {host.name} is a different machine on every host; write its name or its address "
+        "on the fabric (for a rehearsal on one machine: 127.0.0.10 and up)"
+        for host in hostfile.hosts
+        if host.name in ("localhost", "127.0.0.1", "::1")
+    ]
+    if problems:
+        raise HostfileError("\n".join(problems))
 
 
 def _prepared(config: Path) -> RunDir:
