@@ -12,7 +12,7 @@ from pathlib import Path
 from jobs.identity import Identity, identify
 from jobs.preflight import own_node, rank_of
 from r1hpc import exit_codes
-from r1hpc.cluster.hostfile import launch_commands, read_hostfile, require
+from r1hpc.cluster.hostfile import Hostfile, launch_commands, read_hostfile, require
 from r1hpc.cluster.hosts import Node
 from r1hpc.cluster.mpi_child import MpiChild
 from r1hpc.cluster.preflight_rank import run_rank
@@ -83,7 +83,7 @@ def _make_attempt(target: Path, hostfile: Path, identity: Identity) -> dict[str,
 
 
 def refuse_localhost(hostfile: Hostfile) -> None:
-    """Raise HostfileError for a name that means another machine on every host, and that Ray replaces by its own guess."""
+    """Raise HostfileError for a name that is another machine on every host; Ray would replace it by its own guess."""
     problems = [
         f"{hostfile.path}:{host.line}: {host.name} is a different machine on every host; write its name or its address "
         "on the fabric (for a rehearsal on one machine: 127.0.0.10 and up)"
