@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import time
@@ -75,15 +74,6 @@ def submit_chain(
 def record(directory: RunDir, submitted: Sequence[SubmittedJob]) -> None:
     """Publish jobs.json."""
     publish_json(directory.jobs, {"cluster": "slurm", "jobs": [asdict(job) for job in submitted]})
-
-
-def read_record(directory: RunDir) -> list[SubmittedJob]:
-    """The jobs of the last submit; [] before the first."""
-    try:
-        jobs = json.loads(directory.jobs.read_text(encoding="utf-8"))["jobs"]
-    except FileNotFoundError:
-        return []
-    return [SubmittedJob(**job) for job in jobs]
 
 
 def _settled(jobs: Sequence[StageJob]) -> set[str]:
