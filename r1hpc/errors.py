@@ -65,3 +65,13 @@ class PlanError(ProblemsError):
     """A plan that cannot fit or whose numbers do not divide; each with the arithmetic and the knob to turn."""
 
     heading = "planning problem"
+
+
+class CheckpointError(R1hpcError):
+    """A checkpoint that is not what it must be, or cannot be written; names file and tensor."""
+
+
+class CheckpointProblems(ProblemsError):
+    """Every problem found in a checkpoint, each naming its file or tensor."""
+
+    heading = "checkpoint problem"

@@ -14,6 +14,8 @@ export R1HPC_HOME=${SLURM_SUBMIT_DIR:?run this with sbatch, from the checkout}
 export R1HPC_PYTHON=${R1HPC_PYTHON:-$R1HPC_HOME/.venv/bin/python}
 export PYTHONPATH=$R1HPC_HOME${PYTHONPATH:+:$PYTHONPATH}
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+# It begins the grace of a preemption: a script that died of it would count as failed, and not come back.
+trap : TERM
 config=${1:-$R1HPC_HOME/configs/r1.yaml}
 shift || true
 srun "$R1HPC_PYTHON" -m jobs.convert "$config" "$@"

@@ -136,6 +136,15 @@ class ConvertConfig(Section):
     """Layers of the first slice."""
     decoder_last_pipeline_num_layers: PositiveInt | None = 6
     """Layers of the last slice."""
+    balance: Literal["layout", "bytes"] = "layout"
+    """How tensors are dealt to slices: by the layout above, or in equal bytes whatever the layers."""
+    tensor_chunks: PositiveInt | None = None
+    """Chunks of a tensor along the axis that tensor parallelism splits; null takes the train job's size. Any size loads
+    any number; with its own each rank reads just what it keeps."""
+    workers: PositiveInt | None = None
+    """Worker processes of a task; null is one a slice, at most cpus_per_task."""
+    recheck: bool = True
+    """Read every file again before publishing and compare hashes: a flipped bit would load without a word."""
     max_parallel: PositiveInt | None = None
     """Tasks that run at once; null is no limit."""
     cpus_per_task: PositiveInt = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -85,10 +86,14 @@ def read_model_shape(path: Path) -> ModelShape:
         raise ModelShapeError(f"{file}: is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise ModelShapeError(f"{file}: holds a {type(values).__name__}; a config.json is one JSON object")
-    return _shape(values, file)
+    return model_shape(values, file)
 
 
-def _shape(values: dict[str, Any], file: Path) -> ModelShape:
+def model_shape(values: Mapping[str, Any], file: Path) -> ModelShape:
+    """The shape that the values of a config.json describe; `file` is where they come from, for the errors.
+
+    Raises ModelShapeError naming the file and every key that is missing or wrong.
+    """
     reader = _Reader(values)
     reader.expect("model_type", SUPPORTED_MODEL_TYPES)
     reader.expect("moe_layer_freq", (1,), default=1)
@@ -127,7 +132,7 @@ def _shape(values: dict[str, Any], file: Path) -> ModelShape:
 class _Reader:
     """Reads keys and gathers every problem instead of stopping at the first."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
         self.problems: list[str] = []
 

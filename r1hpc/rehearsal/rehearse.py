@@ -43,7 +43,7 @@ def rehearse(config: Path, directory: Path, options: Sequence[str] = ()) -> int:
 
 def _stages() -> list[str]:
     """How far the pipeline exists in this version."""
-    return ["--stage", "preflight"]
+    return ["--stage", "cast", "--stage", "convert", "--stage", "preflight"]
 
 
 def _run(cluster: RehearsalCluster, command: Sequence[str]) -> int:

@@ -52,7 +52,8 @@ def array_parameters(config: Config, request: JobRequest) -> dict[str, Any]:
         "mem": f"{math.ceil(section.memory_gib * 1024)}M",
         "array_parallelism": section.max_parallel or section.num_tasks,
         "srun_args": [*_step_output(f"{request.logs}/{request.stage}-%A_%a.log"), *config.slurm.container],
-        "setup": [*config.slurm.setup, *_exports(config, request.run_dir)],
+        # TERM begins the grace of a preemption: a script that died of it would count as failed, and not come back.
+        "setup": [*config.slurm.setup, *_exports(config, request.run_dir), "trap : TERM"],
         "teardown": ["exit $?"],
     }
     parameters["additional_parameters"]["output"] = f"{request.logs}/{request.stage}-%A_%a.log"

@@ -1,0 +1,72 @@
+"""One task of a cast or convert array: which one this process is, and how it behaves under Slurm's signals."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from r1hpc import exit_codes
+from r1hpc.config import Config, load_config
+from r1hpc.errors import ConfigError, R1hpcError
+
+QUIET_S = 10.0
+"""Between lines of progress in a log; on a terminal they come every second."""
+RunTask = Callable[[Config, int, int], None]
+"""Called with configuration, index of the task, number of tasks."""
+
+
+def say(line: str) -> None:
+    """Print at once: a log that lags behind a killed task tells nothing."""
+    print(line, flush=True)
+
+
+def progress_interval_s() -> float:
+    """Seconds between lines of progress."""
+    return 1.0 if sys.stdout.isatty() else QUIET_S
+
+
+def array_index(environment: Mapping[str, str], num_tasks: int, key: str) -> int | None:
+    """This element's index; None outside of an array. Raises ConfigError for one that the configuration lacks."""
+    text = environment.get("SLURM_ARRAY_TASK_ID")
+    if text is None:
+        return None
+    index = int(text)
+    if index >= num_tasks:
+        raise ConfigError(
+            [
+                f"array element {index}: {key} = {num_tasks}, so elements are 0 to {num_tasks - 1}; "
+                f"sbatch --array=0-{num_tasks - 1}, or --set {key}={index + 1}"
+            ]
+        )
+    return index
+
+
+def main(stage: str, run: RunTask, description: str | None, argv: Sequence[str] | None) -> int:
+    """The command line of a stage by hand: one element of an array, or without an array all of it."""
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{stage}", description=description)
+    parser.add_argument("config", type=Path, help="configuration file")
+    parser.add_argument("--site", help="name of a file in configs/sites, or its path")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    arguments = parser.parse_args(argv)
+    if "SLURM_JOB_ID" in os.environ:
+        # It begins the grace of a preemption; what leaves within it counts as failed, and does not come back.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        config = load_config(arguments.config, site=arguments.site, overrides=arguments.overrides).config
+        num_tasks = config.cast.num_tasks if stage == "cast" else config.convert.num_tasks
+        index = array_index(os.environ, num_tasks, f"{stage}.num_tasks")
+        if index is None:
+            run(config, 0, 1)
+        else:
+            run(config, index, num_tasks)
+    except ConfigError as error:
+        print(f"{stage}: {error}", file=sys.stderr)
+        return exit_codes.INVALID
+    except R1hpcError as error:
+        print(f"{stage}: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""Checkpoints: Hugging Face safetensors in, block fp8, names, cast, convert to torch_dist, verify, export."""

@@ -1,0 +1,92 @@
+"""Block fp8, the format of DeepSeek's checkpoints: e4m3 codes and one float32 scale a 128 x 128 block.
+
+One format for cast, convert, export and weight sync: on a CPU and on a GPU the same input gives the same bytes. What a
+weight or its scales must not hold is an error that names the tensor and the place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from r1hpc.checkpoint.fp8_checks import check_codes, check_dtype, check_finite, check_scale, check_shapes
+from r1hpc.checkpoint.fp8_cpu import TileDecoder, encode
+from r1hpc.checkpoint.fp8_format import AMAX_FLOOR, BLOCK, E4M3_MAX, scale_shape
+
+__all__ = ["AMAX_FLOOR", "BLOCK", "E4M3_MAX", "Dequantizer", "dequantize", "quantize", "scale_shape"]
+
+
+def quantize(weight: Tensor, *, name: str = "weight", first_row: int = 0) -> tuple[Tensor, Tensor]:
+    """Codes and scales (`scale_inv`) of a bf16 or float32 weight, of any strides.
+
+    weight: [M, N], or [E, M, N]: equal matrices, one launch for all on a GPU. Returns codes [(E,) M, N] e4m3 and scales
+    [(E,) ceil(M/128), ceil(N/128)] float32: amax / 448 with an amax of at least 1e-10, in float32; a code is the weight
+    divided by its scale, rounded once to nearest even. first_row: where a band of rows begins in `name`, for the error.
+    Raises CheckpointError where the weight is not finite.
+    """
+    check_dtype(weight, (torch.bfloat16, torch.float32), f"{name}: the weight", dims=(2, 3))
+    codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
+    scales = torch.empty(*weight.shape[:-2], *scale_shape(weight.shape[-2:]), device=weight.device)
+    if weight.is_cuda:
+        from r1hpc.checkpoint import fp8_triton
+
+        fp8_triton.encode(_matrices(weight), _matrices(codes), _matrices(scales))
+    else:
+        for matrix in zip(_matrices(weight), _matrices(codes), _matrices(scales), strict=True):
+            encode(*matrix)
+    if not bool(scales.isfinite().all()):
+        check_finite(weight, name, first_row)
+    return codes, scales
+
+
+def dequantize(weight: Tensor, scale_inv: Tensor, *, name: str = "weight", out: Tensor | None = None) -> Tensor:
+    """The bf16 values of codes and scales. See `Dequantizer`, which is faster for many."""
+    return Dequantizer()(weight, scale_inv, name=name, out=out)
+
+
+class Dequantizer:
+    """Turns codes and scales into bf16 values, through scratch (6 MB of a CPU) that it keeps. For one thread at a time.
+
+    A tensor can be taken in bands of rows: first_row, a multiple of 128, and the rows of `scale_inv` that belong to it.
+    """
+
+    def __init__(self) -> None:
+        self._decode = TileDecoder()
+
+    def __call__(
+        self,
+        weight: Tensor,
+        scale_inv: Tensor,
+        *,
+        name: str = "weight",
+        out: Tensor | None = None,
+        first_row: int = 0,
+    ) -> Tensor:
+        """Code times scale in float32, rounded once to bf16; into `out` [(E,) M, N] where it is given.
+
+        weight: [(E,) M, N] e4m3. scale_inv: [(E,) ceil(M/128), ceil(N/128)] float32. Returns [(E,) M, N] bf16.
+        Raises CheckpointError where a code is NaN, a scale is negative, not finite or takes 448 beyond bf16, or a scale
+        of zero has codes that are not zero.
+        """
+        check_dtype(weight, (torch.float8_e4m3fn,), f"{name}: the weight", dims=(2, 3))
+        check_dtype(scale_inv, (torch.float32,), f"{name}: its scales", dims=(weight.dim(),))
+        check_shapes(weight, scale_inv, name)
+        if out is None:
+            out = torch.empty(weight.shape, dtype=torch.bfloat16, device=weight.device)
+        assert out.dtype == torch.bfloat16 and out.shape == weight.shape, f"{name}: out is {out.dtype} {out.shape}"
+        if weight.is_cuda:
+            from r1hpc.checkpoint import fp8_triton
+
+            if fp8_triton.decode(_matrices(weight), _matrices(scale_inv), _matrices(out)):
+                return out
+        check_scale(weight, scale_inv, name, first_row)
+        check_codes(weight, name, first_row)
+        assert not weight.is_cuda, f"{name}: the GPU refused what the checks pass"
+        for matrix in zip(_matrices(weight), _matrices(scale_inv), _matrices(out), strict=True):
+            self._decode(*matrix)
+        return out
+
+
+def _matrices(tensor: Tensor) -> Tensor:
+    """[E, M, N] of [M, N] or [E, M, N]."""
+    return tensor if tensor.dim() == 3 else tensor.unsqueeze(0)

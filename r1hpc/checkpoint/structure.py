@@ -1,0 +1,169 @@
+"""Whether a torch_dist checkpoint holds every weight of a model exactly once, judged by its metadata and file sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r1hpc.checkpoint.boxes import coverage_problem, whole
+from r1hpc.checkpoint.names import TensorName, extra_state_keys
+from r1hpc.checkpoint.placement import find_place
+from r1hpc.checkpoint.torch_dist import TRACKER, Extent, StoredTensor, TorchDist
+from r1hpc.plan.model_shape import ModelShape
+
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+_TRAINING = ("optimizer.", "rng_state", "rerun_state_machine_state")
+"""Keys of what a training run keeps beside the weights."""
+
+
+def coverage_problems(checkpoint: TorchDist) -> Iterator[str]:
+    """Tensors whose chunks leave a part out or hold one twice: Megatron loads them without a word."""
+    for key, tensor in checkpoint.tensors.items():
+        problem = coverage_problem(whole(tensor.shape), [chunk.box for chunk in tensor.chunks])
+        if problem:
+            yield f"{checkpoint.directory}: {key} {list(tensor.shape)}: {problem}"
+
+
+def model_problems(
+    checkpoint: TorchDist, shape: ModelShape, names: Sequence[TensorName], *, converted: bool
+) -> Iterator[str]:
+    """Weights of the model that the checkpoint lacks or has in another shape or dtype, and keys of no weight.
+
+    converted: by us, so that nothing but the model's weights, in bf16, may be in it; a training run's checkpoint has
+    an optimizer and random states too, may be in float32, and may lack the prediction layers.
+    """
+    used: set[str] = set()
+    for name in names:
+        used |= {name.key, name.te_key or name.key}
+        place = find_place(name, shape.num_layers, checkpoint.tensors.keys())
+        if place is None:
+            if converted or not name.key.startswith("mtp."):
+                yield f"{checkpoint.directory}: has no {name.key}, which {name.hf} becomes"
+            continue
+        used.add(place.key)
+        # Thousands of experts share one tensor: it is judged once.
+        if name.expert in (None, 0) or place.key != name.key:
+            yield from _tensor_problems(checkpoint, name, checkpoint.tensors[place.key], place.shape, converted)
+    for key in sorted(checkpoint.tensors.keys() - used):
+        if converted or not key.startswith(_TRAINING):
+            yield f"{checkpoint.directory}: {key} belongs to no weight of the model that config.json describes"
+    if converted:
+        yield from _released_form_problems(checkpoint, shape, names)
+
+
+def file_problems(checkpoint: TorchDist, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Files that are missing or cut, and ranges of bytes that two tensors share.
+
+    recorded: of each file its size, from the manifest; {} where there is none.
+    """
+    ends: dict[str, int] = {}
+    for extent in checkpoint.extents():
+        ends[extent.file] = max(ends.get(extent.file, 0), extent.offset + extent.length)
+    for name in sorted(ends.keys() | recorded.keys()):
+        size = _size(checkpoint.directory / name)
+        expected = recorded[name]["size"] if name in recorded else None
+        if size is None:
+            yield f"{checkpoint.directory / name}: is missing"
+        elif expected is not None and size != expected:
+            yield f"{checkpoint.directory / name}: has {size:,} bytes, the manifest says {expected:,}"
+        elif size < ends.get(name, 0):
+            yield f"{checkpoint.directory / name}: has {size:,} bytes, its last tensor ends at {ends[name]:,}"
+    yield from _shared_bytes(checkpoint)
+
+
+def form_problems(checkpoint: TorchDist) -> Iterator[str]:
+    """What Megatron needs beside the tensors: the name of the format, and the tracker that points to the checkpoint."""
+    file = checkpoint.directory / "metadata.json"
+    try:
+        backend = json.loads(file.read_text(encoding="utf-8")).get("sharded_backend")
+        if backend != "torch_dist":
+            yield f"{file}: sharded_backend is {backend!r}; it must be 'torch_dist'"
+    except (OSError, ValueError, AttributeError) as error:
+        yield f"{file}: cannot be read ({error}); Megatron does not load a checkpoint without it"
+    if checkpoint.directory.name == "release":
+        tracker = checkpoint.directory.parent / TRACKER
+        word = tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else None
+        if word != "release":
+            found = "is missing" if word is None else f"says {word[:40]!r}"
+            yield f"{tracker}: {found}; it must say release, or --ref-load does not find the checkpoint"
+
+
+def manifest_problems(checkpoint: TorchDist, chunks: Mapping[str, Sequence[Sequence[Any]]]) -> Iterator[str]:
+    """Where `.metadata` and the manifest do not say the same of a chunk. chunks: as in the manifest."""
+    for key, rows in chunks.items():
+        written = {(tuple(row[0]), tuple(row[1]), row[2], row[3], row[4]) for row in rows}
+        stored = checkpoint.tensors.get(key)
+        named = set[tuple[Any, ...]]()
+        if stored is not None:
+            named = {
+                (chunk.box.offset, chunk.box.sizes, chunk.extent.file, chunk.extent.offset, chunk.extent.length)
+                for chunk in stored.chunks
+            }
+        for offset, sizes, file, begin, _ in sorted(written - named):
+            yield (
+                f"{checkpoint.directory / file}: {key} at {list(offset)} of {list(sizes)} was written at byte {begin}; "
+                ".metadata does not say so"
+            )
+
+
+def _tensor_problems(
+    checkpoint: TorchDist, name: TensorName, stored: StoredTensor, shape: tuple[int, ...], converted: bool
+) -> Iterator[str]:
+    label = f"{checkpoint.directory}: {stored.key}"
+    if stored.shape != shape:
+        if stored.key in VOCABULARY and stored.shape[1:] == shape[1:]:
+            yield (
+                f"{label}: has {stored.shape[0]} rows of vocabulary, config.json says {shape[0]}; Megatron pads or cuts "
+                "without a word: load it with exactly these rows"
+            )
+        else:
+            yield f"{label}: has shape {list(stored.shape)}; config.json asks for {list(shape)}"
+    accepted = [torch.float32] if name.float32 else [torch.bfloat16, *([] if converted else [torch.float32])]
+    if stored.dtype not in accepted:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in accepted)
+        yield f"{label}: is {str(stored.dtype).removeprefix('torch.')}; it must be {wanted}"
+
+
+def _released_form_problems(checkpoint: TorchDist, shape: ModelShape, names: Sequence[TensorName]) -> Iterator[str]:
+    """Both names of a norm, for either spec of Megatron; the empty objects that it asks for."""
+    for name in names:
+        if name.te_key is None or name.key not in checkpoint.tensors:
+            continue
+        alias = checkpoint.tensors.get(name.te_key)
+        if alias is None:
+            yield f"{checkpoint.directory}: has no {name.te_key}, the name of {name.key} with Transformer Engine's spec"
+        elif alias.chunks != checkpoint.tensors[name.key].chunks:
+            yield f"{checkpoint.directory}: {name.te_key} and {name.key} are one tensor, but not the same bytes"
+    for key in extra_state_keys(shape):
+        if key not in checkpoint.objects:
+            yield f"{checkpoint.directory}: has no {key}, without which Megatron does not load"
+
+
+def _shared_bytes(checkpoint: TorchDist) -> Iterator[str]:
+    """Ranges that overlap without being one: names of one tensor, and all empty objects, share theirs on purpose."""
+    owners: dict[Extent, str] = {}
+    for key, tensor in checkpoint.tensors.items():
+        for chunk in tensor.chunks:
+            owner = owners.setdefault(chunk.extent, key)
+            if owner != key and checkpoint.tensors[owner].chunks != tensor.chunks:
+                yield f"{checkpoint.directory / chunk.extent.file}: {owner} and {key} are stored in the same bytes"
+    for key, extent in checkpoint.objects.items():
+        owners.setdefault(extent, key)
+    ordered = sorted(owners, key=lambda extent: (extent.file, extent.offset))
+    for before, after in zip(ordered, ordered[1:], strict=False):
+        if before.file == after.file and before.offset + before.length > after.offset:
+            yield (
+                f"{checkpoint.directory / after.file}: {owners[before]} ends after byte {after.offset}, where "
+                f"{owners[after]} begins"
+            )
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None

@@ -1,0 +1,194 @@
+"""A torch_dist checkpoint (torch.distributed.checkpoint, as Megatron writes it): which boxes of which tensors lie where.
+
+Made from its metadata alone; `ChunkReader` reads payloads.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+
+from r1hpc.checkpoint.boxes import Box
+from r1hpc.checkpoint.dcp_pickle import read_dcp_metadata
+from r1hpc.errors import CheckpointError, CheckpointProblems
+
+METADATA = ".metadata"
+TRACKER = "latest_checkpointed_iteration.txt"
+_MAX_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A range of bytes: one archive of torch.save within a file."""
+
+    file: str
+    """Relative to the checkpoint."""
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One box of a tensor, stored by itself."""
+
+    box: Box
+    extent: Extent
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of the checkpoint."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: tuple[Chunk, ...]
+    """In the order of their offsets."""
+
+    def meeting(self, box: Box) -> Iterator[tuple[Chunk, Box]]:
+        """The chunks that share elements with `box`, each with what they share."""
+        if not box.sizes:
+            yield from ((chunk, box) for chunk in self.chunks)
+            return
+        # Experts make hundreds of chunks of one tensor; few of them lie in reach along the first axis.
+        first = bisect_left(self._begins, box.offset[0] - self._longest + 1)
+        last = bisect_left(self._begins, box.end[0])
+        for chunk in self.chunks[first:last]:
+            if (common := chunk.box.meet(box)) is not None:
+                yield chunk, common
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        return [chunk.box.offset[0] for chunk in self.chunks]
+
+    @cached_property
+    def _longest(self) -> int:
+        return max((chunk.box.sizes[0] for chunk in self.chunks), default=0)
+
+
+@dataclass(frozen=True)
+class TorchDist:
+    """A checkpoint whose metadata is consistent in itself."""
+
+    directory: Path
+    """The one that holds `.metadata`."""
+    tensors: Mapping[str, StoredTensor]
+    objects: Mapping[str, Extent]
+    """What is no tensor: `_extra_state`, random states, the common state."""
+
+    def extents(self) -> Iterator[Extent]:
+        """Every range that the metadata points to; an alias gives its own once more."""
+        for tensor in self.tensors.values():
+            yield from (chunk.extent for chunk in tensor.chunks)
+        yield from self.objects.values()
+
+
+def is_torch_dist(path: Path) -> bool:
+    """Whether `path` looks like a torch_dist checkpoint or a directory of them."""
+    return (path / METADATA).is_file() or (path / TRACKER).is_file()
+
+
+def resolve(path: Path) -> Path:
+    """The directory that holds `.metadata`: `path`, or the checkpoint that its tracker file names.
+
+    Raises CheckpointError when there is none, naming what is missing.
+    """
+    if (path / METADATA).is_file():
+        return path
+    tracker = path / TRACKER
+    try:
+        word = tracker.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path}: is no torch_dist checkpoint: it has neither {METADATA} nor {TRACKER}"
+            + ("" if path.is_dir() else "; it is no directory")
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{tracker}: cannot be read ({error})") from error
+    if word != "release" and not (word.isascii() and word.isdigit()):
+        raise CheckpointError(f'{tracker}: says {word[:40]!r}; it must say "release" or the number of an iteration')
+    directory = path / (word if word == "release" else f"iter_{int(word):07d}")
+    if not (directory / METADATA).is_file():
+        raise CheckpointError(f"{tracker}: names {word}, but {directory / METADATA} is not there")
+    return directory
+
+
+def open_torch_dist(path: Path) -> TorchDist:
+    """The checkpoint in `path`, or the one that the tracker in `path` names.
+
+    Raises CheckpointError when it cannot be read, CheckpointProblems when its metadata contradicts itself.
+    """
+    directory = resolve(path)
+    file = directory / METADATA
+    metadata = read_dcp_metadata(file)
+    problems: list[str] = []
+    extents = _extents(metadata, problems)
+    tensors: dict[str, StoredTensor] = {}
+    objects: dict[str, Extent] = {}
+    for key, stored in metadata.state_dict_metadata.items():
+        if isinstance(stored, TensorStorageMetadata):
+            tensors[key] = _tensor(key, stored, extents, problems)
+        elif isinstance(stored, BytesStorageMetadata):
+            if (extent := extents.pop((key, None), None)) is None:
+                problems.append(f"{key}: no file is named for it")
+            else:
+                objects[key] = extent
+    problems += [
+        f"{key} at {list(offset or ())}: {extent.file} has it, but no tensor claims it"
+        for (key, offset), extent in extents.items()
+    ]
+    if problems:
+        rest = len(problems) - _MAX_PROBLEMS
+        shown = [f"{file}: {problem}" for problem in problems[:_MAX_PROBLEMS]]
+        raise CheckpointProblems(shown + ([f"and {rest} more"] if rest > 0 else []))
+    return TorchDist(directory, tensors, objects)
+
+
+_Extents = dict[tuple[str, tuple[int, ...] | None], Extent]
+
+
+def _extents(metadata: Metadata, problems: list[str]) -> _Extents:
+    found: _Extents = {}
+    for index, info in (metadata.storage_data or {}).items():
+        if not isinstance(index, MetadataIndex) or not isinstance(info, _StorageInfo):
+            problems.append(f"its storage_data has an entry of {type(index).__name__}, {type(info).__name__}")
+            continue
+        path = PurePosixPath(info.relative_path)
+        if path.is_absolute() or ".." in path.parts:
+            problems.append(f"{index.fqn}: is placed in {path}, outside of the checkpoint")
+        elif info.transform_descriptors:
+            problems.append(
+                f"{index.fqn}: is stored transformed ({', '.join(info.transform_descriptors)}); only plain ones are read"
+            )
+        else:
+            offset = None if index.offset is None else tuple(index.offset)
+            found[index.fqn, offset] = Extent(str(path), info.offset, info.length)
+    return found
+
+
+def _tensor(key: str, stored: TensorStorageMetadata, extents: _Extents, problems: list[str]) -> StoredTensor:
+    """The tensor with its chunks, whose extents are taken out of `extents`: what is left belongs to nothing."""
+    chunks: list[Chunk] = []
+    for chunk in stored.chunks:
+        box = Box(tuple(chunk.offsets), tuple(chunk.sizes))
+        extent = extents.pop((key, box.offset), None)
+        if extent is None:
+            problems.append(f"{key}: no file is named for its part {box}")
+        elif len(box.offset) != len(stored.size) or len(box.sizes) != len(stored.size):
+            problems.append(f"{key}: its part {list(box.offset)} + {list(box.sizes)} is no box of {list(stored.size)}")
+        else:
+            chunks.append(Chunk(box, extent))
+    chunks.sort(key=lambda chunk: chunk.box.offset)
+    return StoredTensor(key, tuple(stored.size), stored.properties.dtype, tuple(chunks))
