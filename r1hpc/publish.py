@@ -12,19 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_SETTLED_S = 5
-"""A temporary file younger than this may belong to someone who has not locked it yet."""
+_SILENT_S = 60
+"""Where locks hold on one host only, another host's file counts as abandoned once it has not grown for so long."""
+_LOCK_TRIES = 100
+_LOCK_PAUSE_S = 0.01
 
 
-def publish_text(path: Path, text: str) -> None:
+def publish_text(path: Path, text: str, beside: Path | None = None) -> None:
     """Write `text` to `path` so that a kill at any moment leaves the previous content or this one."""
-    with publishing(path) as stream:
+    with publishing(path, beside) as stream:
         stream.write(text.encode())
 
 
-def publish_json(path: Path, value: Any) -> None:
+def publish_json(path: Path, value: Any, beside: Path | None = None) -> None:
     """Publish `value` as indented JSON."""
-    publish_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    publish_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n", beside)
 
 
 @contextmanager
@@ -37,8 +39,7 @@ def publishing(path: Path, beside: Path | None = None) -> Iterator[BinaryIO]:
     # Hosts share the file system, so the pid alone would not be unique.
     temporary = directory / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as stream:
-            _lock(stream.fileno())
+        with _open_locked(temporary) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -53,11 +54,29 @@ def remove_stale(path: Path, beside: Path | None = None) -> None:
     directory = path.parent if beside is None else beside
     for temporary in directory.glob(f".{path.name}.*.tmp"):
         try:
-            with open(temporary, "rb") as stream:
-                if time.time() - os.fstat(stream.fileno()).st_mtime > _SETTLED_S and _lock(stream.fileno()):
+            # For writing: NFS refuses an exclusive lock otherwise.
+            with open(temporary, "r+b") as stream:
+                if _may_be_abandoned(temporary, stream.fileno()) and _lock(stream.fileno()):
                     temporary.unlink(missing_ok=True)
         except FileNotFoundError:
             pass  # published or removed meanwhile
+
+
+def _may_be_abandoned(temporary: Path, descriptor: int) -> bool:
+    host = temporary.name.removesuffix(".tmp").rpartition(".")[0]
+    return host.endswith(f".{socket.gethostname()}") or time.time() - os.fstat(descriptor).st_mtime > _SILENT_S
+
+
+def _open_locked(temporary: Path) -> BinaryIO:
+    """A new file, locked before `remove_stale` can take it for abandoned; not locked where there are no locks."""
+    for _ in range(_LOCK_TRIES):
+        stream = open(temporary, "wb")  # noqa: SIM115 (the caller closes it)
+        if (free := _lock(stream.fileno())) is None or (free and os.fstat(stream.fileno()).st_nlink):
+            return stream
+        # remove_stale came between these two lines.
+        stream.close()
+        time.sleep(_LOCK_PAUSE_S)
+    raise TimeoutError(f"{temporary} is being written by another process of this name")
 
 
 def fsync_directory(path: Path) -> None:
@@ -69,10 +88,12 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether the lock was free. False too on a file system without locks: what is left there stays."""
+def _lock(descriptor: int) -> bool | None:
+    """Whether the lock was free; None on a file system without locks: what is left there stays."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
+    return True

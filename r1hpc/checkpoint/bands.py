@@ -43,6 +43,16 @@ class BandReader:
         entry = self.checkpoint.entries[name]
         scale = self.checkpoint.scale_of(name)
         scales = None if scale is None else self._whole(scale)
+        for row, values in self.stored_bands(name):
+            if scales is not None:
+                yield row, self._dequantized(entry, row, values, scales)
+            else:
+                self._check_finite(entry, row, values)
+                yield row, values
+
+    def stored_bands(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, values [rows, ...]) of a tensor in the dtype of the file: fp8 codes and scales as they are."""
+        entry = self.checkpoint.entries[name]
         digest = xxhash.xxh3_64()
         row_bytes = entry.size_bytes // entry.shape[0]
         step = _band_rows(row_bytes)
@@ -50,12 +60,7 @@ class BandReader:
             rows = min(step, entry.shape[0] - row)
             raw = self._read(entry, row * row_bytes, rows * row_bytes)
             digest.update(raw.numpy().data)
-            values = raw.view(_DTYPES[entry.dtype]).view(rows, *entry.shape[1:])
-            if scales is not None:
-                yield row, self._dequantized(entry, row, values, scales)
-            else:
-                self._check_finite(entry, row, values)
-                yield row, values
+            yield row, raw.view(_DTYPES[entry.dtype]).view(rows, *entry.shape[1:])
         self.hashes[name] = digest.hexdigest()
 
     def close(self) -> None:

@@ -6,6 +6,8 @@ weight or its scales must not hold is an error that names the tensor and the pla
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def quantize(weight: Tensor, *, name: str = "weight", first_row: int = 0) -> tup
     divided by its scale, rounded once to nearest even. first_row: where a band of rows begins in `name`, for the error.
     Raises CheckpointError where the weight is not finite.
     """
-    check_dtype(weight, (torch.bfloat16, torch.float32), f"{name}: the weight", dims=(2, 3))
+    check_dtype(weight, (torch.bfloat16, torch.float32), f"{name}: weight", dims=(2, 3))
     codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
     scales = torch.empty(*weight.shape[:-2], *scale_shape(weight.shape[-2:]), device=weight.device)
     if weight.is_cuda:
@@ -34,7 +36,7 @@ def quantize(weight: Tensor, *, name: str = "weight", first_row: int = 0) -> tup
     else:
         for matrix in zip(_matrices(weight), _matrices(codes), _matrices(scales), strict=True):
             encode(*matrix)
-    if not bool(scales.isfinite().all()):
+    if not math.isfinite(scales.amax()):
         check_finite(weight, name, first_row)
     return codes, scales
 
@@ -68,8 +70,8 @@ class Dequantizer:
         Raises CheckpointError where a code is NaN, a scale is negative, not finite or takes 448 beyond bf16, or a scale
         of zero has codes that are not zero.
         """
-        check_dtype(weight, (torch.float8_e4m3fn,), f"{name}: the weight", dims=(2, 3))
-        check_dtype(scale_inv, (torch.float32,), f"{name}: its scales", dims=(weight.dim(),))
+        check_dtype(weight, (torch.float8_e4m3fn,), f"{name}: weight", dims=(2, 3))
+        check_dtype(scale_inv, (torch.float32,), f"{name}: scales", dims=(weight.dim(),))
         check_shapes(weight, scale_inv, name)
         if out is None:
             out = torch.empty(weight.shape, dtype=torch.bfloat16, device=weight.device)

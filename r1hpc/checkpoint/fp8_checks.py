@@ -16,11 +16,11 @@ NAN = 0x7F
 def check_dtype(tensor: Tensor, allowed: tuple[torch.dtype, ...], what: str, dims: tuple[int, ...]) -> None:
     """A tensor is of an allowed dtype and number of dimensions, and holds something."""
     if tensor.dtype not in allowed:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-        raise CheckpointError(f"{what} is {str(tensor.dtype).removeprefix('torch.')}; block fp8 takes {names}")
+        given, *takes = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *allowed))
+        raise CheckpointError(f"{what} of {given}; block fp8 takes {' or '.join(takes)}")
     if tensor.dim() not in dims or tensor.numel() == 0:
         kinds = " or ".join({2: "[M, N]", 3: "[E, M, N]"}[dim] for dim in dims)
-        raise CheckpointError(f"{what} has shape {list(tensor.shape)}; block fp8 takes {kinds}, not empty")
+        raise CheckpointError(f"{what} of shape {list(tensor.shape)}; block fp8 takes {kinds}, not empty")
 
 
 def check_shapes(codes: Tensor, scale: Tensor, name: str) -> None:
@@ -29,8 +29,8 @@ def check_shapes(codes: Tensor, scale: Tensor, name: str) -> None:
     needed = [*codes.shape[:-2], *scale_shape((rows, columns))]
     if list(scale.shape) != needed:
         raise CheckpointError(
-            f"{name}: scales {list(scale.shape)} do not fit weight {list(codes.shape)}: one a block of {BLOCK} x {BLOCK}, "
-            f"so ceil({rows}/{BLOCK}) x ceil({columns}/{BLOCK}), makes {needed}"
+            f"{name}: scales {list(scale.shape)} do not fit weight {list(codes.shape)}: "
+            f"one a block of {BLOCK} x {BLOCK}, so ceil({rows}/{BLOCK}) x ceil({columns}/{BLOCK}), makes {needed}"
         )
 
 

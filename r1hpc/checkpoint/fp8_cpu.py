@@ -74,7 +74,7 @@ def _block_amax(tile: Tensor, scratch: Tensor) -> Tensor:
     magnitudes = scratch.view(integer)[: tile.numel()].view(tile.shape)
     torch.bitwise_and(tile.view(integer), no_sign, out=magnitudes)
     of_columns = _row_blocks(magnitudes).amax(1)
-    of_blocks = pad(of_columns, (0, -tile.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK)).amax(2)
+    of_blocks = pad(of_columns, (0, -tile.shape[1] % BLOCK)).view(len(of_columns), -1, BLOCK).amax(2)
     return of_blocks.view(tile.dtype).to(torch.float32, copy=True)
 
 
@@ -102,4 +102,4 @@ def _blocks(numbers: slice) -> slice:
 
 def _row_blocks(tile: Tensor) -> Tensor:
     """A contiguous tile as [row blocks, rows in each, columns]."""
-    return tile.unflatten(0, (-1, min(BLOCK, len(tile))))
+    return tile.view(-1, min(BLOCK, len(tile)), tile.shape[1])

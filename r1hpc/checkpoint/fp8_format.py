@@ -1,4 +1,4 @@
-"""The numbers of block fp8, the format of DeepSeek's checkpoints: e4m3 codes and one float32 scale a 128 x 128 block."""
+"""The numbers of block fp8, the format of DeepSeek's checkpoints: e4m3 codes, a float32 scale a block of 128 x 128."""
 
 from __future__ import annotations
 

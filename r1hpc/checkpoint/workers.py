@@ -17,6 +17,8 @@ from multiprocessing.context import ForkProcess
 from multiprocessing.sharedctypes import RawArray
 from typing import Generic, TypeVar
 
+import torch
+
 from r1hpc.checkpoint.progress import Progress
 from r1hpc.errors import CheckpointError, R1hpcError
 
@@ -150,6 +152,8 @@ def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(_LEAVE, lambda number, frame: sys.exit(128 + number))
+    # The workers are what fills the cores: threads of their own, one a core in each, would wait for each other.
+    torch.set_num_threads(1)
 
     def advance(size_bytes: int) -> None:
         counters[slot] += size_bytes

@@ -63,7 +63,7 @@ def test_scales_are_one_a_block_and_of_partial_blocks_too() -> None:
 def test_a_block_of_zeros_is_zeros_with_the_floor_for_its_scale() -> None:
     codes, scale = quantize(torch.zeros(128, 256, dtype=torch.bfloat16))
     assert codes.view(torch.uint8).count_nonzero() == 0
-    assert torch.equal(scale, torch.full((1, 2), np.float32(1e-10) / np.float32(448)))
+    assert torch.equal(scale, torch.full((1, 2), 1e-10) / 448)
     assert dequantize(codes, scale).count_nonzero() == 0
 
 
@@ -201,7 +201,9 @@ def test_a_code_that_is_nan_is_named_with_its_place(code: int) -> None:
 def test_a_scale_that_no_weight_has_is_named_with_its_block(wrong: float) -> None:
     codes, scale = quantize(torch.ones(300, 200))
     scale[2, 1] = wrong
-    with pytest.raises(CheckpointError, match=re.escape(f"q_proj: scale {wrong:g} of block [4, 1]; a scale is between")):
+    with pytest.raises(
+        CheckpointError, match=re.escape(f"q_proj: scale {wrong:g} of block [4, 1]; a scale is between")
+    ):
         Dequantizer()(codes, scale, name="q_proj", first_row=256)
 
 
@@ -230,14 +232,16 @@ def test_scales_of_another_shape_are_refused_with_the_rule() -> None:
 
 def test_other_dtypes_and_shapes_are_refused() -> None:
     codes, scale = quantize(torch.ones(4, 4))
-    with pytest.raises(CheckpointError, match="up: the weight is float16; block fp8 takes bfloat16 or float32"):
+    with pytest.raises(CheckpointError, match="up: weight of float16; block fp8 takes bfloat16 or float32"):
         quantize(torch.ones(4, 4, dtype=torch.float16), name="up")
-    with pytest.raises(CheckpointError, match="up: the weight is bfloat16; block fp8 takes float8_e4m3fn"):
+    with pytest.raises(CheckpointError, match="up: weight of bfloat16; block fp8 takes float8_e4m3fn"):
         dequantize(codes.bfloat16(), scale, name="up")
-    with pytest.raises(CheckpointError, match="up: its scales is|up: its scales are bfloat16; block fp8 takes float32"):
+    with pytest.raises(CheckpointError, match="up: scales of bfloat16; block fp8 takes float32"):
         dequantize(codes, scale.bfloat16(), name="up")
     for shape in ((4,), (0, 4), (4, 0), (1, 1, 4, 4)):
-        with pytest.raises(CheckpointError, match=re.escape(f"shape {list(shape)}; block fp8 takes [M, N] or [E, M")):
+        with pytest.raises(
+            CheckpointError, match=re.escape(f"weight of shape {list(shape)}; block fp8 takes [M, N] or [E, M")
+        ):
             quantize(torch.ones(shape))
 
 
