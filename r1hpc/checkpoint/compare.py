@@ -6,25 +6,25 @@ a word; every rule here is one that its own load lets pass, or reports without n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from r1hpc.checkpoint.boxes import Box
+from r1hpc.checkpoint.structure import VOCABULARY
+from r1hpc.checkpoint.torch_dist import StoredTensor
 
 IGNORED_PREFIXES = ("mtp.", "optimizer.", "rng_state", "rerun_state_machine_state")
 """Stored tensors that a model may leave unread: multi-token prediction, and what a training run adds to its weights."""
 
 CASTABLE = (torch.bfloat16, torch.float16, torch.float32)
-
-VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+"""Dtypes that say the same number, if not to the same digit; fp8 without its scales does not."""
 
 SHOWN = 3
 """Names listed before "and N more"."""
 
-Stored = Mapping[str, TensorStorageMetadata]
-"""The tensors of a checkpoint: `Metadata.state_dict_metadata` without its byte entries."""
+Stored = Mapping[str, StoredTensor]
 
 
 @dataclass(frozen=True)
@@ -34,30 +34,26 @@ class Request:
     key: str
     dtype: torch.dtype
     global_shape: tuple[int, ...]
-    offset: tuple[int, ...]
-    sizes: tuple[int, ...]
+    box: Box
 
     def __str__(self) -> str:
-        box = ", ".join(f"{begin}:{begin + size}" for begin, size in zip(self.offset, self.sizes, strict=True))
-        return f"{self.key}[{box}]"
+        return f"{self.key}{self.box}"
 
 
 def problems_of(requests: Sequence[Request], stored: Stored, float32: Collection[str], cast: bool) -> list[str]:
     """Why `stored` cannot serve the requests of one rank; empty where it can.
 
-    float32: keys that are float32 whatever the model's dtype. cast: another floating-point dtype may be converted.
+    float32: keys that are float32 whatever the model's dtype. cast: one of CASTABLE may be converted to another.
     """
-    first = {request.key: request for request in requests}
-    problems = list(_missing_keys(first, stored))
-    sound = set()
-    for key in first.keys() & stored.keys():
-        found = list(_wrong_shape(first[key], stored[key])) or list(
-            _wrong_dtype(first[key], stored[key], float32, cast)
-        )
-        problems += found
-        if not found:
-            sound.add(key)
-    return problems + list(_uncovered([request for request in requests if request.key in sound], stored))
+    one_of = {request.key: request for request in requests}
+    pairs = [(request, stored[key]) for key, request in one_of.items() if key in stored]
+    problems = list(_missing_keys(one_of.keys() - stored.keys()))
+    problems += [problem for request, tensor in pairs for problem in _wrong_shape(request, tensor)]
+    problems += [problem for request, tensor in pairs if request.key in float32 for problem in _narrow(request, tensor)]
+    free = [(request, tensor) for request, tensor in pairs if request.key not in float32]
+    problems += _other_dtype(free, CASTABLE if cast else ())
+    same_shape = {request.key for request, tensor in pairs if request.global_shape == tensor.shape}
+    return problems + list(_uncovered([request for request in requests if request.key in same_shape], stored))
 
 
 def unread(requested: Collection[str], stored: Iterable[str]) -> list[str]:
@@ -71,17 +67,16 @@ def unread(requested: Collection[str], stored: Iterable[str]) -> list[str]:
     ]
 
 
-def _missing_keys(requests: Mapping[str, Request], stored: Stored) -> Iterator[str]:
-    missing = sorted(requests.keys() - stored.keys())
-    if missing:
+def _missing_keys(keys: Collection[str]) -> Iterator[str]:
+    if keys:
         yield (
-            f"the checkpoint lacks {_some(missing)}: it is of another model, or was not converted whole;"
+            f"the checkpoint lacks {_some(sorted(keys))}: it is of another model, or was not converted whole;"
             " `python -m r1hpc.checkpoint inspect` lists what it has"
         )
 
 
-def _wrong_shape(request: Request, entry: TensorStorageMetadata) -> Iterator[str]:
-    asked, found = request.global_shape, tuple(entry.size)
+def _wrong_shape(request: Request, tensor: StoredTensor) -> Iterator[str]:
+    asked, found = request.global_shape, tensor.shape
     if asked == found:
         return
     if request.key in VOCABULARY and asked[1:] == found[1:]:
@@ -97,24 +92,28 @@ def _wrong_shape(request: Request, entry: TensorStorageMetadata) -> Iterator[str
         )
 
 
-def _wrong_dtype(request: Request, entry: TensorStorageMetadata, float32: Collection[str], cast: bool) -> Iterator[str]:
-    found = entry.properties.dtype
-    if request.key in float32:
-        for dtype, owner in ((found, "the checkpoint"), (request.dtype, "the model")):
-            if dtype != torch.float32:
-                yield f"{request.key}: is {_name(dtype)} in {owner}; it must be float32, or tokens change experts"
-    elif found != request.dtype and not (cast and {found, request.dtype} <= set(CASTABLE)):
+def _narrow(request: Request, tensor: StoredTensor) -> Iterator[str]:
+    for dtype, owner in ((tensor.dtype, "checkpoint"), (request.dtype, "model")):
+        if dtype != torch.float32:
+            yield f"{request.key}: is {_name(dtype)} in the {owner}; it must be float32, or tokens change experts"
+
+
+def _other_dtype(pairs: Iterable[tuple[Request, StoredTensor]], castable: Collection[torch.dtype]) -> Iterator[str]:
+    keys: dict[tuple[torch.dtype, torch.dtype], list[str]] = {}
+    for request, tensor in pairs:
+        if request.dtype != tensor.dtype and not (request.dtype in castable and tensor.dtype in castable):
+            keys.setdefault((request.dtype, tensor.dtype), []).append(request.key)
+    for (asked, found), differing in keys.items():
         yield (
-            f"{request.key}: the model's dtype is {_name(request.dtype)}, the checkpoint's {_name(found)};"
-            " build the model with the checkpoint's, or ask for the conversion (cast=True)"
+            f"{_some(sorted(differing))}: {_name(asked)} in the model, {_name(found)} in the checkpoint;"
+            " build the model with the checkpoint's dtype, or ask for the conversion (cast=True)"
         )
 
 
 def _uncovered(requests: Iterable[Request], stored: Stored) -> Iterator[str]:
     for request in requests:
-        chunks = stored[request.key].chunks
-        covered = sum(_overlap(request, tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in chunks)
-        asked = math.prod(request.sizes)
+        covered = sum(common.volume for _, common in stored[request.key].meeting(request.box))
+        asked = request.box.volume
         if covered < asked:
             yield (
                 f"{request}: the checkpoint holds {covered} of its {asked} elements; Megatron would leave the others"
@@ -125,17 +124,6 @@ def _uncovered(requests: Iterable[Request], stored: Stored) -> Iterator[str]:
                 f"{request}: the checkpoint's chunks hold {covered} elements where there are {asked}, so two of them"
                 " overlap: convert again"
             )
-
-
-def _overlap(request: Request, offsets: Sequence[int], sizes: Sequence[int]) -> int:
-    """Elements that a chunk shares with the box asked for."""
-    elements = 1
-    for begin, size, chunk_begin, chunk_size in zip(request.offset, request.sizes, offsets, sizes, strict=True):
-        length = min(begin + size, chunk_begin + chunk_size) - max(begin, chunk_begin)
-        if length <= 0:
-            return 0
-        elements *= length
-    return elements
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
@@ -17,16 +17,20 @@ from megatron.core.dist_checkpointing.mapping import (
     ShardedTensor,
     ShardedTensorFactory,
 )
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from r1hpc.checkpoint.compare import Request, Stored, problems_of, unread
+from r1hpc.checkpoint.boxes import Box
+from r1hpc.checkpoint.compare import Request, problems_of, unread
 from r1hpc.checkpoint.names import tensors
-from r1hpc.errors import CheckpointError, CheckpointProblems
+from r1hpc.checkpoint.structure import file_problems
+from r1hpc.checkpoint.torch_dist import TorchDist, open_torch_dist
+from r1hpc.errors import CheckpointError, CheckpointProblems, R1hpcError
 from r1hpc.plan.model_shape import ModelShape
 
-TRACKER = "latest_checkpointed_iteration.txt"
+T = TypeVar("T")
+
+MAX_PROBLEMS = 20
+"""Shown of a checkpoint."""
 
 
 def load_weights(
@@ -39,40 +43,19 @@ def load_weights(
     lacks are None.
     Raises CheckpointProblems, the same on every rank and before a weight is read; CheckpointError where a file is bad.
     """
-    checkpoint = resolve(directory)
-    entries = _read_entries(checkpoint)
-    stored = {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    checkpoint = _open_together(directory)
     spelling = _Spelling(shape)
-    state = dict_list_map_outplace(lambda value: _as_stored(value, entries.keys(), spelling), dict(sharded_state_dict))
-    _refuse_together(checkpoint, list(_requests(state)), stored, spelling, cast)
+    state = dict_list_map_outplace(lambda value: _as_stored(value, checkpoint, spelling), dict(sharded_state_dict))
+    _refuse_together(list(_requests(state)), checkpoint, spelling, cast)
     try:
-        loaded: dict[str, Any] = dist_checkpointing.load(state, str(checkpoint))
+        loaded: dict[str, Any] = dist_checkpointing.load(state, str(checkpoint.directory))
     except (CheckpointException, CheckpointingException) as error:
         raise CheckpointError(
-            f"{checkpoint}: cannot be read: {_reason(error)}; `python -m r1hpc.checkpoint verify` names every bad file"
+            f"{checkpoint.directory}: cannot be read: {_reason(error)};"
+            " `python -m r1hpc.checkpoint verify` names every bad file"
         ) from error
     # Megatron adds what the checkpoint has beside tensors: iteration, version, arguments.
     return {key: loaded[key] for key in sharded_state_dict}
-
-
-def resolve(directory: Path) -> Path:
-    """The directory that holds `.metadata`: `directory` itself, or the one that its tracker names."""
-    if (directory / ".metadata").is_file():
-        return directory
-    tracker = directory / TRACKER
-    try:
-        word = tracker.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise CheckpointError(
-            f"{directory}: is no torch_dist checkpoint: it has neither .metadata nor {TRACKER} ({error.strerror});"
-            " give the directory that convert published"
-        ) from error
-    if word != "release" and not word.isdecimal():
-        raise CheckpointError(f'{tracker}: holds "{word}"; it must hold "release" or the number of an iteration')
-    checkpoint = directory / (word if word == "release" else f"iter_{int(word):07d}")
-    if not (checkpoint / ".metadata").is_file():
-        raise CheckpointError(f"{checkpoint}: has no .metadata, yet {tracker.name} names it: it was never published")
-    return checkpoint
 
 
 class _Spelling:
@@ -87,27 +70,19 @@ class _Spelling:
     def portable(self, key: str) -> str:
         return self._portable.get(key, key)
 
-    def in_store(self, key: str, stored: Collection[str]) -> str:
+    def in_store(self, key: str, stored: Container[str]) -> str:
         """`key` as the checkpoint spells it; unchanged where it has neither name."""
         other = self._other.get(key)
-        return other if other in stored and key not in stored else key
+        return key if other is None or key in stored or other not in stored else other
 
 
-def _read_entries(checkpoint: Path) -> Mapping[str, Any]:
-    """What `.metadata` says of every tensor and object."""
-    try:
-        return FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    except Exception as error:  # a pickle: a damaged one raises nearly anything
-        raise CheckpointError(f"{checkpoint / '.metadata'}: cannot be read ({error}); convert again") from error
-
-
-def _as_stored(value: Any, stored: Collection[str], spelling: _Spelling) -> Any:
+def _as_stored(value: Any, checkpoint: TorchDist, spelling: _Spelling) -> Any:
     """A leaf of the sharded state dict, under the name that the checkpoint has for it."""
     if isinstance(value, ShardedTensor):
-        return replace(value, key=spelling.in_store(value.key, stored))
+        return replace(value, key=spelling.in_store(value.key, checkpoint.tensors))
     # Linears without fp8 scales have nothing to keep there, and checkpoints of other specs lack some of the keys.
-    if isinstance(value, ShardedObject) and value.key.endswith("._extra_state") and value.unique_key not in stored:
-        return LocalNonpersistentObject(None)
+    if isinstance(value, ShardedObject) and value.key.endswith("._extra_state"):
+        return value if value.unique_key in checkpoint.objects else LocalNonpersistentObject(None)
     return value
 
 
@@ -117,23 +92,50 @@ def _requests(state: Mapping[str, Any]) -> Iterator[Request]:
         for tensor in built:
             if isinstance(tensor, ShardedTensor):
                 sizes = (1,) * tensor.prepend_axis_num + tuple(tensor.local_shape)
-                yield Request(tensor.key, tensor.dtype, tuple(tensor.global_shape), tensor.global_offset, sizes)
+                box = Box(tuple(tensor.global_offset), sizes)
+                yield Request(tensor.key, tensor.dtype, tuple(tensor.global_shape), box)
 
 
-def _refuse_together(
-    checkpoint: Path, requests: list[Request], stored: Stored, spelling: _Spelling, cast: bool
-) -> None:
-    """Raise every rank's problems on every rank: one that raised alone would leave the others waiting for it."""
-    float32 = spelling.float32
-    mine = (problems_of(requests, stored, float32, cast), {spelling.portable(request.key) for request in requests})
-    ranks = [mine] * (dist.get_world_size() if dist.is_initialized() else 1)
-    if len(ranks) > 1:
-        dist.all_gather_object(ranks, mine)
-    problems = dict.fromkeys(problem for found, _ in ranks for problem in found)
+def _open_together(directory: Path) -> TorchDist:
+    """Raise on every rank what any rank meets: one that raised alone would leave the others waiting for it."""
+    checkpoint, failure = None, None
+    try:
+        checkpoint = open_torch_dist(directory)
+    except R1hpcError as error:
+        failure = error
+    for failed in _everyones(failure):
+        if failed is not None:
+            raise failed
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _refuse_together(requests: list[Request], checkpoint: TorchDist, spelling: _Spelling, cast: bool) -> None:
+    """Raise on every rank the problems that any rank has with the checkpoint."""
+    found = [
+        f"{checkpoint.directory}: {problem}"
+        for problem in problems_of(requests, checkpoint.tensors, spelling.float32, cast)
+    ]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        found += file_problems(checkpoint, {})
+    ranks = _everyones((found, {spelling.portable(request.key) for request in requests}))
     requested = {key for _, keys in ranks for key in keys}
-    problems |= dict.fromkeys(unread(requested, {spelling.portable(key) for key in stored}))
+    # Ranks that hold the same tensor say the same of it.
+    problems = list(dict.fromkeys(problem for problems, _ in ranks for problem in problems))
+    left = unread(requested, {spelling.portable(key) for key in checkpoint.tensors})
+    problems += [f"{checkpoint.directory}: {problem}" for problem in left]
     if problems:
-        raise CheckpointProblems([f"{checkpoint}: {problem}" for problem in problems])
+        shown, rest = problems[:MAX_PROBLEMS], len(problems[MAX_PROBLEMS:])
+        raise CheckpointProblems(shown + ([f"and {rest} more"] if rest else []))
+
+
+def _everyones(mine: T) -> list[T]:
+    """`mine` of every rank, in their order."""
+    if not dist.is_initialized():
+        return [mine]
+    ranks = [mine] * dist.get_world_size()
+    dist.all_gather_object(ranks, mine)
+    return ranks
 
 
 def _reason(error: BaseException) -> str:

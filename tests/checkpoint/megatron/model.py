@@ -1,4 +1,4 @@
-"""A GPTModel of megatron-core for a Hugging Face config.json, with modules that need no GPU and no Transformer Engine."""
+"""A GPTModel of megatron-core for a Hugging Face config.json, with modules that need neither GPU nor TE."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class ReplicatedLinear(nn.Module):
         return weights
 
 
-class LatentAttention(MLASelfAttention):
+class LatentAttention(MLASelfAttention):  # type: ignore[misc]
     """Multi-latent attention with replicated down projections."""
 
     def __init__(self, config: MLATransformerConfig, *args: Any, **kwargs: Any) -> None:
@@ -62,7 +62,7 @@ class LatentAttention(MLASelfAttention):
         self.linear_kv_down_proj = ReplicatedLinear(config.hidden_size, latent, config)
 
 
-class CausalAttention(MegatronModule):
+class CausalAttention(MegatronModule):  # type: ignore[misc]
     """Core attention over [tokens, batch, heads, dim]; upstream's own has no value width and no context parallelism.
 
     Context rank r of n holds chunks r and 2n-1-r of 2n; keys and values of all are gathered.

@@ -1,8 +1,9 @@
-"""A model of megatron-core on CPU processes: saved with its own writer, loaded with ours, run forward."""
+"""A model of megatron-core on CPU processes: saved with its own writer, loaded with ours, compared, run forward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
@@ -20,96 +21,110 @@ from r1hpc.plan.model_shape import ModelShape
 from tests.checkpoint.megatron import stand_ins
 from tests.checkpoint.megatron.model import Layout, build, sharded_state
 from tests.checkpoint.megatron.modules import context_positions
-from tests.checkpoint.megatron.processes import fork_ranks, join_gloo
+from tests.checkpoint.megatron.processes import Result, fork_ranks, join_gloo
 
 DEADLINE_S = 60.0
 
 Fill = Callable[[ShardedTensor], Tensor]
-"""The values of a box of a Megatron tensor, in the shape of its data."""
+"""The values of a box of a Megatron tensor."""
 
 
-def logits(
-    checkpoint: Path, config: Mapping[str, Any], shape: ModelShape, layout: Layout, tokens: list[int], scratch: Path
-) -> Tensor:
-    """[T, V] float32 of the model in `checkpoint`, loaded and run in this layout."""
+@dataclass(frozen=True)
+class Model:
+    """What to build on every rank, and a directory where the ranks meet."""
 
-    def work(rank: int) -> Tensor | None:
-        model = _start(rank, config, layout, scratch, torch.float32)
-        with torch.no_grad():
-            for weight in (*model.parameters(), *_buffers(model)):
-                weight.fill_(float("nan"))
-            model.load_state_dict(load_weights(sharded_state(model), checkpoint, shape, cast=True))
-            return _forward(model, layout, torch.tensor([tokens]))
+    config: Mapping[str, Any]
+    shape: ModelShape
+    layout: Layout
+    scratch: Path
+    dtype: torch.dtype = torch.float32
+    mtp: bool = False
 
-    parts = [part for part in _fork(work, layout, scratch) if part is not None]
-    positions = torch.cat([context_positions(len(tokens) // layout.cp, rank, layout.cp) for rank in range(layout.cp)])
+
+def logits(model: Model, checkpoint: Path, tokens: list[int]) -> Tensor:
+    """[T, V] of the checkpoint, loaded and run in the model's layout."""
+
+    def work(built: GPTModel) -> Tensor | None:
+        _load(built, model, checkpoint)
+        return _forward(built, model.layout, torch.tensor([tokens]))
+
+    parts = [part for part in _on_every_rank(model, work) if part is not None]
+    ranks = model.layout.cp
+    positions = torch.cat([context_positions(len(tokens) // ranks, rank, ranks) for rank in range(ranks)])
     return torch.cat(parts)[positions.argsort()]
 
 
-def load(
-    checkpoint: Path,
-    config: Mapping[str, Any],
-    shape: ModelShape,
-    layout: Layout,
-    scratch: Path,
-    dtype: torch.dtype = torch.bfloat16,
-    cast: bool = False,
-) -> list[Exception | None]:
+def wrong_weights(model: Model, checkpoint: Path, fill: Fill) -> tuple[int, list[str]]:
+    """How many boxes of a model on one rank were loaded, and the keys of those that differ from `fill` in any bit."""
+
+    def work(built: GPTModel) -> tuple[int, list[str]]:
+        _load(built, model, checkpoint)
+        boxes = list(_boxes(sharded_state(built)))
+        return len(boxes), [box.key for box in boxes if not torch.equal(box.data, fill(box))]
+
+    (found,) = _on_every_rank(model, work)
+    return found
+
+
+def try_to_load(model: Model, checkpoint: Path, cast: bool) -> list[Exception | None]:
     """What `load_weights` raises on each rank."""
 
-    def work(rank: int) -> Exception | None:
-        model = _start(rank, config, layout, scratch, dtype)
+    def work(built: GPTModel) -> Exception | None:
         try:
-            load_weights(sharded_state(model), checkpoint, shape, cast=cast)
+            load_weights(sharded_state(built), checkpoint, model.shape, cast=cast)
         except Exception as error:
             return error
         return None
 
-    return _fork(work, layout, scratch)
+    return _on_every_rank(model, work)
 
 
-def save(
-    directory: Path, config: Mapping[str, Any], fill: Fill, scratch: Path, rename: Mapping[str, str], mtp: bool
-) -> None:
-    """A bf16 checkpoint written by megatron-core itself, its keys renamed on the way out."""
+def save(model: Model, directory: Path, fill: Fill, rename: Mapping[str, str]) -> None:
+    """Write the checkpoint with megatron-core on one rank: without extra states, keys renamed on the way out."""
 
-    def work(rank: int) -> None:
+    def work(built: GPTModel) -> None:
         # Its default starts a manager process by spawn, which imports everything anew.
         filesystem_async.get_write_results_queue("fork")
-        model = _start(rank, config, Layout(), scratch, torch.bfloat16, mtp)
-        state = sharded_state(model)
-        apply_factories(state)
-        for value in nested_values(state):
-            if isinstance(value, ShardedTensor):
-                value.data.copy_(fill(value))
-                value.key = rename.get(value.key, value.key)
+        state = {key: value for key, value in sharded_state(built).items() if not isinstance(value, ShardedObject)}
+        for box in _boxes(state):
+            box.data.copy_(fill(box))
+            box.key = rename.get(box.key, box.key)
         directory.mkdir(parents=True)
-        dist_checkpointing.save({"model": state}, str(directory))
+        dist_checkpointing.save(state, str(directory))
 
-    with torch.no_grad():
-        _fork(work, Layout(), scratch)
-
-
-def _fork(work: Callable[[int], Any], layout: Layout, scratch: Path) -> list[Any]:
-    (scratch / "rendezvous").unlink(missing_ok=True)
-    return fork_ranks(work, layout.world_size, DEADLINE_S)
+    _on_every_rank(model, work)
 
 
-def _start(
-    rank: int, config: Mapping[str, Any], layout: Layout, scratch: Path, dtype: torch.dtype, mtp: bool = False
-) -> GPTModel:
-    stand_ins.install("cpu")
-    join_gloo(rank, layout.world_size, scratch / "rendezvous", DEADLINE_S)
-    layout.initialize()
-    return build(config, layout, dtype, mtp).eval()
+def _on_every_rank(model: Model, work: Callable[[GPTModel], Result]) -> list[Result]:
+    rendezvous = model.scratch / "rendezvous"
+    rendezvous.unlink(missing_ok=True)
+    ranks = model.layout.world_size
+
+    def on_rank(rank: int) -> Result:
+        stand_ins.install("cpu")
+        join_gloo(rank, ranks, rendezvous, DEADLINE_S)
+        model.layout.initialize()
+        with torch.no_grad():
+            return work(build(model.config, model.layout, model.dtype, model.mtp).eval())
+
+    return fork_ranks(on_rank, ranks, DEADLINE_S)
 
 
-def _buffers(model: GPTModel) -> list[Tensor]:
-    return [buffer for name, buffer in model.named_buffers() if name.endswith("expert_bias")]
+def _load(built: GPTModel, model: Model, checkpoint: Path) -> None:
+    state = sharded_state(built)
+    for box in _boxes(dict(state)):
+        box.data.fill_(float("nan"))  # a weight that is left alone must show
+    built.load_state_dict(load_weights(state, checkpoint, model.shape, cast=True))
+
+
+def _boxes(state: dict[str, Any]) -> Iterator[ShardedTensor]:
+    """Every box of the state; factories in it are replaced by what they make."""
+    apply_factories(state)
+    yield from (value for value in nested_values(state) if isinstance(value, ShardedTensor))
 
 
 def _forward(model: GPTModel, layout: Layout, tokens: Tensor) -> Tensor | None:
-    """This rank's tokens' logits [T / CP, V]; None but for the first tensor rank of the last stage."""
+    """This rank's tokens' logits [T / CP, V]; null but for the first tensor rank of the last stage."""
     mine = context_positions(tokens.shape[1] // layout.cp, parallel_state.get_context_parallel_rank(), layout.cp)
     if not parallel_state.is_pipeline_first_stage():
         hidden = torch.empty(len(mine) // layout.tp, 1, model.config.hidden_size)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 from megatron.core.transformer.moe import token_dispatcher
 from torch.overrides import TorchFunctionMode
 
@@ -13,10 +15,17 @@ from torch.overrides import TorchFunctionMode
 def install(device: str) -> None:
     """Put on `device` ("cpu" or "meta") what megatron-core puts on the GPU."""
     here = torch.device(device)
-    _GpuIs(here).__enter__()
-    torch.cuda.current_device = lambda: here
-    torch.cuda.current_stream = lambda *_: _Stream()
-    torch.cuda.Stream = _Stream
+    _GpuIs(here).__enter__()  # type: ignore[no-untyped-call]
+    answers = {
+        "current_device": lambda: here,
+        "current_stream": lambda: _Stream(),
+        "synchronize": lambda: None,
+        "Stream": _Stream,
+    }
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, answer)
+    # Nothing is drawn: no dropout, and weights come from a checkpoint.
+    CudaRNGStatesTracker.fork = lambda *_: nullcontext()
     # Upstream turns the splits of the experts' all-to-all into numbers only where they lie on a GPU.
     token_dispatcher.maybe_move_tensor_to_cpu = _to_host
 
@@ -50,6 +59,9 @@ class _Stream:
 
     def wait_stream(self, stream: _Stream) -> None:
         pass
+
+    def record_event(self) -> _Stream:
+        return self
 
     def synchronize(self) -> None:
         pass
