@@ -13,7 +13,7 @@ from r1hpc.plan import Plan
 from r1hpc.plan.plan_for import plan_for
 from r1hpc.rundir import RunDir
 from r1hpc.submit.prepare import run_directory
-from r1hpc.submit.stages import BY_NAME, PIPELINE, PREFLIGHT, TRAIN, Stage
+from r1hpc.submit.stages import BY_NAME, PIPELINE, PREFLIGHT, TRAIN, Stage, foreign_source
 from r1hpc.submit.sweep import combinations, element_name
 
 Say = Callable[[str], None]
@@ -107,6 +107,8 @@ def _stages(config: Config, options: Options, say: Say) -> list[Stage]:
         for stage in PIPELINE:
             if stage.is_complete(config):
                 say(f"stage {stage.name}: complete ({stage.output(config)}), left out")
+                if source := foreign_source(stage, config):
+                    say(f"note: {stage.output(config)} was made from {source}, which this configuration does not name")
             else:
                 stages.append(stage)
     if options.sweep and (not stages or stages[-1] not in (PREFLIGHT, TRAIN)):

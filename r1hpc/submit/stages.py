@@ -65,6 +65,36 @@ def _convert_is_complete(config: Config) -> bool:
     return os.path.isfile(folder / name / ".metadata")
 
 
+def foreign_source(stage: Stage, config: Config) -> str | None:
+    """What a complete output says it was made from, where that is not what the configuration would make it from.
+
+    None too where nothing is recorded: others make such checkpoints as well.
+    """
+    ckpt = config.ckpt
+    if stage.name == "cast" and ckpt.bf16_checkpoint is not None:
+        recorded = _recorded(Path(ckpt.bf16_checkpoint) / "manifest.json").get("source")
+        return _foreign(recorded, ckpt.hf_checkpoint)
+    if stage.name == "convert" and ckpt.ref_load is not None:
+        recorded = _recorded(Path(ckpt.ref_load) / "release" / "source.json")
+        return _foreign(recorded, ckpt.hf_checkpoint, ckpt.bf16_checkpoint)
+    return None
+
+
+def _recorded(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _foreign(recorded: object, *expected: str | None) -> str | None:
+    path = recorded.get("path") if isinstance(recorded, dict) else None
+    if not isinstance(path, str) or os.path.realpath(path) in [os.path.realpath(each) for each in expected if each]:
+        return None
+    return path
+
+
 CAST = Stage("cast", "jobs.cast:CastTask", _cast_is_complete, lambda config: config.ckpt.bf16_checkpoint)
 CONVERT = Stage("convert", "jobs.convert:ConvertTask", _convert_is_complete, lambda config: config.ckpt.ref_load)
 PREFLIGHT = Stage("preflight", "jobs.train:NodeAgent", lambda config: False, lambda config: None)

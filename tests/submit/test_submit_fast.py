@@ -11,7 +11,7 @@ from r1hpc.config import load_config
 from r1hpc.submit.follow import JobView, LogTail
 from r1hpc.submit.order import Options, take_order
 from r1hpc.submit.parameters import HOME
-from r1hpc.submit.stages import CAST, CONVERT
+from r1hpc.submit.stages import CAST, CONVERT, foreign_source
 from r1hpc.submit.sweep import combinations, element_name
 
 
@@ -99,3 +99,17 @@ def test_a_stage_is_complete_only_when_what_it_publishes_last_names_what_is_ther
         assert not CONVERT.is_complete(config), broken
     _with(tmp_path, tracker, "release\n")
     assert CONVERT.is_complete(config)
+
+
+def test_an_output_made_from_another_checkpoint_is_told(tmp_path: Path) -> None:
+    config = load_config(HOME / "configs" / "rehearsal.yaml", overrides=[f"vars.WORK={tmp_path}"]).config
+    cast, release = tmp_path / "tiny-r1-bf16", tmp_path / "tiny-r1_torch_dist" / "release"
+    cast.mkdir()
+    release.mkdir(parents=True)
+    assert foreign_source(CAST, config) is None  # nothing recorded: others make such checkpoints too
+    (cast / "manifest.json").write_text(f'{{"source": {{"path": "{tmp_path}/tiny-r1"}}}}', encoding="utf-8")
+    (release / "source.json").write_text(f'{{"path": "{tmp_path}/tiny-r1-bf16"}}', encoding="utf-8")
+    assert foreign_source(CAST, config) is None
+    assert foreign_source(CONVERT, config) is None
+    (release / "source.json").write_text('{"path": "/elsewhere/R1-0528"}', encoding="utf-8")
+    assert foreign_source(CONVERT, config) == "/elsewhere/R1-0528"
