@@ -29,6 +29,18 @@ def progress_interval_s() -> float:
     return 1.0 if sys.stdout.isatty() else QUIET_S
 
 
+def bear_signals(environment: Mapping[str, str]) -> None:
+    """Take TERM as what it means here.
+
+    Under Slurm it begins the grace of a preemption: a task that left within it would count as failed and not come back,
+    while one that is killed at its end is requeued. Elsewhere somebody wants the task to end.
+    """
+    if "SLURM_JOB_ID" in environment and environment.get("SUBMITIT_EXECUTOR") != "local":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def array_index(environment: Mapping[str, str], num_tasks: int, key: str) -> int | None:
     """This element's index; None outside of an array. Raises ConfigError for one that the configuration lacks."""
     text = environment.get("SLURM_ARRAY_TASK_ID")
@@ -52,9 +64,7 @@ def main(stage: str, run: RunTask, description: str | None, argv: Sequence[str] 
     parser.add_argument("--site", help="name of a file in configs/sites, or its path")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     arguments = parser.parse_args(argv)
-    if "SLURM_JOB_ID" in os.environ:
-        # It begins the grace of a preemption; what leaves within it counts as failed, and does not come back.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    bear_signals(os.environ)
     try:
         config = load_config(arguments.config, site=arguments.site, overrides=arguments.overrides).config
         num_tasks = config.cast.num_tasks if stage == "cast" else config.convert.num_tasks
@@ -69,4 +79,7 @@ def main(stage: str, run: RunTask, description: str | None, argv: Sequence[str] 
     except R1hpcError as error:
         print(f"{stage}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{stage}: interrupted; what is complete is kept, run it again to go on", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0

@@ -8,13 +8,14 @@ Imports nothing heavy: a login node loads this to submit it.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.array_task import bear_signals, progress_interval_s, say
 from jobs.array_task import main as array_main
-from jobs.array_task import progress_interval_s, say
 from r1hpc.config import Config, load_config
 from r1hpc.errors import ConfigError
 from r1hpc.rundir import RunDir
@@ -29,6 +30,7 @@ class ConvertTask:
 
     def __call__(self) -> None:
         """Write this element's slices; publish when all are there. Raises CheckpointError naming file and tensor."""
+        bear_signals(os.environ)
         config = load_config(RunDir(Path(self.run_dir)).config).config
         convert(config, self.index, config.convert.num_tasks)
 

@@ -56,15 +56,21 @@ def remove_stale(path: Path, beside: Path | None = None) -> None:
         try:
             # For writing: NFS refuses an exclusive lock otherwise.
             with open(temporary, "r+b") as stream:
-                if _may_be_abandoned(temporary, stream.fileno()) and _lock(stream.fileno()):
+                if _is_abandoned(temporary, stream.fileno()):
                     temporary.unlink(missing_ok=True)
         except FileNotFoundError:
             pass  # published or removed meanwhile
 
 
-def _may_be_abandoned(temporary: Path, descriptor: int) -> bool:
+def _is_abandoned(temporary: Path, descriptor: int) -> bool:
+    """Whether nobody writes it; if so it is locked now, and whoever would begin to has to wait."""
     host = temporary.name.removesuffix(".tmp").rpartition(".")[0]
-    return host.endswith(f".{socket.gethostname()}") or time.time() - os.fstat(descriptor).st_mtime > _SILENT_S
+    here = host.endswith(f".{socket.gethostname()}")
+    status = os.fstat(descriptor)
+    if not here and time.time() - status.st_mtime <= _SILENT_S:
+        return False
+    # The name may be that of a newer file by now: the one that is open has been published.
+    return bool(_lock(descriptor)) and os.path.samestat(status, temporary.stat())
 
 
 def _open_locked(temporary: Path) -> BinaryIO:

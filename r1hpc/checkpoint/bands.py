@@ -28,6 +28,7 @@ class BandReader:
         self.checkpoint = checkpoint
         self.hashes: dict[str, str] = {}
         """xxh3_64 of the bytes of every tensor that was read to its end, as they are stored."""
+        self._headers = {header.file: header for header in checkpoint.headers}
         self._files: dict[Path, int] = {}
         self._source = torch.empty(0, dtype=torch.uint8)
         self._target = torch.empty(0, dtype=torch.bfloat16)
@@ -62,6 +63,11 @@ class BandReader:
             digest.update(raw.numpy().data)
             yield row, raw.view(_DTYPES[entry.dtype]).view(rows, *entry.shape[1:])
         self.hashes[name] = digest.hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError when a file that was read has been written to since its header was."""
+        for file, descriptor in self._files.items():
+            self._check_unchanged(file, descriptor)
 
     def close(self) -> None:
         """Close the files."""
@@ -120,9 +126,20 @@ class BandReader:
     def _open(self, file: Path) -> int:
         if file not in self._files:
             if len(self._files) == _MAX_OPEN:
+                self.check_unchanged()
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[file] = os.open(file, os.O_RDONLY)
+            self._check_unchanged(file, self._files[file])
         return self._files[file]
+
+    def _check_unchanged(self, file: Path, descriptor: int) -> None:
+        """Another file under this name has other offsets, and the result would be a mixture."""
+        status, header = os.fstat(descriptor), self._headers[file]
+        if (status.st_size, int(status.st_mtime)) != (header.size_bytes, header.modified_s):
+            raise CheckpointError(
+                f"{file}: has been written to since this task began (it had {header.size_bytes} bytes, now "
+                f"{status.st_size}); once it is complete run the task again"
+            )
 
 
 def _band_rows(row_bytes: int) -> int:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO, cast
 
 import torch
 from torch import Tensor
@@ -40,9 +40,11 @@ class ChunkReader:
 
     def __init__(self, checkpoint: TorchDist) -> None:
         self.checkpoint = checkpoint
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, int] = {}
         self._payloads: dict[Extent, _Payload] = {}
         self._fake = FakeTensorMode()
+        with self._fake:
+            torch.empty(0)  # loads what the mode needs, a second's work, here: before workers are forked
 
     def read_box(self, key: str, box: Box, out: Tensor | None = None) -> Tensor:
         """The elements of `box` in the tensor `key`, in the dtype that it is stored in.
@@ -65,7 +67,7 @@ class ChunkReader:
     def close(self) -> None:
         """Close the files."""
         while self._files:
-            self._files.popitem()[1].close()
+            os.close(self._files.popitem()[1])
 
     def _read_part(self, tensor: StoredTensor, chunk: Chunk, part: Box, target: Tensor) -> None:
         with self._naming(tensor, chunk):
@@ -94,33 +96,34 @@ class ChunkReader:
                 f"it holds {list(stored.shape)} {stored.dtype} where the metadata says {list(chunk.box.sizes)} "
                 f"{tensor.dtype}"
             )
+        start = stored.untyped_storage()._checkpoint_offset if stored.is_contiguous() else None
         begin = None
-        if stored.is_contiguous():
-            start = stored.untyped_storage()._checkpoint_offset  # type: ignore[attr-defined]
-            begin = chunk.extent.offset + start + stored.storage_offset() * stored.dtype.itemsize
+        if start is not None:
+            begin = chunk.extent.offset + start + int(stored.storage_offset()) * stored.dtype.itemsize
         return self._payloads.setdefault(chunk.extent, _Payload(begin))
 
     def _load(self, extent: Extent) -> Tensor:
-        view = _create_file_view(self._open(extent.file), extent.offset, extent.length)
-        stored = torch.load(view, map_location="cpu", weights_only=True)
+        with open(os.dup(self._open(extent.file)), "rb") as stream:
+            view = cast("IO[bytes]", _create_file_view(stream, extent.offset, extent.length))
+            stored = torch.load(view, map_location="cpu", weights_only=True)
         if not isinstance(stored, Tensor):
             raise TypeError(f"it holds {type(stored).__name__} where the metadata says that it is a tensor")
         return stored.detach()
 
     def _read(self, file: str, begin: int, target: Tensor) -> None:
         left = target.view(-1).view(torch.uint8).numpy().data
-        descriptor = self._open(file).fileno()
+        descriptor = self._open(file)
         while left:
             got = os.preadv(descriptor, [left], begin)
             if got == 0:
                 raise EOFError("the file ends within it")
             left, begin = left[got:], begin + got
 
-    def _open(self, file: str) -> BinaryIO:
+    def _open(self, file: str) -> int:
         if file not in self._files:
             if len(self._files) == _MAX_OPEN:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[file] = open(self.checkpoint.directory / file, "rb")
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[file] = os.open(self.checkpoint.directory / file, os.O_RDONLY)
         return self._files[file]
 
     @contextmanager

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 import xxhash
 
-from r1hpc.checkpoint.hf_checkpoint import MANIFEST, HfCheckpoint
+from r1hpc.checkpoint.hf_checkpoint import HfCheckpoint, read_manifest
 from r1hpc.checkpoint.layout import Slices, cut_into_files, cut_into_slices, size_bytes
 from r1hpc.checkpoint.names import TensorName
-from r1hpc.checkpoint.records import read_record
 from r1hpc.errors import CheckpointError
 from r1hpc.plan.layers import split_layers
 
@@ -59,9 +58,14 @@ class Conversion:
         return self.root / RELEASE
 
     @property
+    def stagings(self) -> Path:
+        """Directory of all work in progress in `root`."""
+        return self.root / _STAGING
+
+    @property
     def staging(self) -> Path:
         """Everything of this conversion before that; another conversion into `root` has another one."""
-        return self.root / _STAGING / self.identity
+        return self.stagings / self.identity
 
     @property
     def staged(self) -> Path:
@@ -113,5 +117,5 @@ def plan_conversion(source: HfCheckpoint, root: Path, slices: Slices, pieces: in
 
 def source_hashes(source: HfCheckpoint) -> dict[str, str]:
     """xxh3_64 of every tensor as the cast wrote it; {} for a checkpoint that was not cast by us."""
-    files = read_record(source.directory / MANIFEST).get("files", {})
+    files = read_manifest(source.directory).get("files", {})
     return {name: value for record in files.values() for name, value in record["tensors"].items()}

@@ -16,7 +16,7 @@ from r1hpc.checkpoint.names import TensorName
 from r1hpc.checkpoint.progress import Progress
 from r1hpc.checkpoint.records import read_record
 from r1hpc.checkpoint.release import claim_root, is_published, publish_if_complete
-from r1hpc.checkpoint.space import bytes_of, require_space
+from r1hpc.checkpoint.space import bytes_of, has_size, require_space
 from r1hpc.checkpoint.task_outcome import TaskOutcome
 from r1hpc.checkpoint.workers import Advance, run_units
 from r1hpc.errors import CheckpointError
@@ -40,9 +40,7 @@ def run_convert_task(
     """
     claim_root(conversion)
     written = peak = 0
-    if not is_published(conversion):
-        _open_staging(conversion)
-        missing = [file for file in conversion.files_of_task(index, num_tasks) if not _is_done(conversion, file)]
+    if missing := _missing(conversion, index, num_tasks):
         for file in missing:
             remove_stale(conversion.staged / file.name, conversion.temporary)
         _require_space(conversion)
@@ -56,6 +54,7 @@ def run_convert_task(
             peak = done.peak_bytes
         except CheckpointError:
             # Another run of this very task may have finished first, and published: then its directory is gone.
+            claim_root(conversion)
             if not is_published(conversion):
                 raise
     published = publish_if_complete(conversion, num_workers, say, recheck=recheck, every_s=every_s)
@@ -68,12 +67,18 @@ def convert_all(conversion: Conversion, num_workers: int, say: Callable[[str], N
     return run_convert_task(conversion, 0, 1, num_workers, say)
 
 
-def _open_staging(conversion: Conversion) -> None:
+def _missing(conversion: Conversion, index: int, num_tasks: int) -> list[ConvertFile]:
+    """This task's files that are not done."""
+    if is_published(conversion):
+        return []
     try:
         for folder in (conversion.staged, conversion.temporary, conversion.staging / "parts"):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{conversion.root}: cannot be made ({error.strerror}); set ckpt.ref_load") from error
+    missing = [file for file in conversion.files_of_task(index, num_tasks) if not _is_done(conversion, file)]
+    # Asked again: whoever has published between these lines has taken the records away.
+    return [] if is_published(conversion) else missing
 
 
 def _require_space(conversion: Conversion) -> None:
@@ -83,10 +88,7 @@ def _require_space(conversion: Conversion) -> None:
 
 def _is_done(conversion: Conversion, file: ConvertFile) -> bool:
     part = read_record(conversion.part(file))
-    try:
-        return bool(part) and (conversion.staged / file.name).stat().st_size == part["size"]
-    except FileNotFoundError:
-        return False
+    return bool(part) and has_size(conversion.staged / file.name, part["size"])
 
 
 def _write_file(conversion: Conversion, file: ConvertFile, expected: Mapping[str, str], advance: Advance) -> None:
@@ -97,6 +99,7 @@ def _write_file(conversion: Conversion, file: ConvertFile, expected: Mapping[str
             for name in file.names:
                 _write_tensor(writer, reader, name, advance)
                 _compare(reader, name.hf, expected)
+            reader.check_unchanged()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error}); run the task again") from error
     part = {"size": writer.size_bytes, "chunks": [as_json(chunk) for chunk in writer.stored], "sources": reader.hashes}

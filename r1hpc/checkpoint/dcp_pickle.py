@@ -39,7 +39,7 @@ _ALLOWED = frozenset(
 
 
 class _Dropped:
-    """Takes whatever state it is given: stands for plans of old Megatron versions, which new ones do not read either."""
+    """Takes whatever state it is given: stands for the plans of old Megatron versions, which nobody reads."""
 
     def __init__(self, *arguments: object) -> None:
         pass

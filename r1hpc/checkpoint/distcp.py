@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -14,6 +13,7 @@ import xxhash
 from r1hpc.checkpoint.envelope import envelope
 from r1hpc.checkpoint.layout import Chunk, chunks
 from r1hpc.checkpoint.names import TensorName
+from r1hpc.checkpoint.positioned import write_at
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,5 @@ class DistcpWriter:
 
     def _append(self, slot: _Slot, data: memoryview) -> None:
         slot.digest.update(data)
-        while data:
-            written = os.pwrite(self._descriptor, data, slot.cursor)
-            slot.cursor += written
-            data = data[written:]
+        write_at(self._descriptor, data, slot.cursor)
+        slot.cursor += len(data)

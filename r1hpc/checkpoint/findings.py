@@ -1,11 +1,28 @@
-"""What a verification found."""
+"""What a verification reads, how, and what it found."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+from r1hpc.checkpoint.progress import Progress
+from r1hpc.checkpoint.workers import Work, run_units
 
 SHOWN = 20
 """Problems that are printed; more of them say nothing new."""
+
+U = TypeVar("U")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much is read. The structure always is: it costs no payload."""
+
+    hashes: bool = True
+    values: bool = True
+    sample: int | None = None
+    """Compare the values of so many tensors; null: of all."""
 
 
 @dataclass
@@ -35,3 +52,18 @@ class Findings:
             *shown,
             verdict,
         ]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """One run: what to read, by how many workers, and the findings so far."""
+
+    scope: Scope
+    workers: int
+    say: Callable[[str], None]
+    findings: Findings = field(default_factory=Findings)
+
+    def run(self, what: str, units: Sequence[U], size_bytes: int, work: Work[U, list[str]]) -> None:
+        """Let workers go over the units, and keep the problems that they return."""
+        for problems in run_units(units, work, self.workers, Progress(what, size_bytes, self.say)).results:
+            self.findings.problems += problems

@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 from r1hpc.checkpoint.names import IGNORED_HF_SUFFIXES, TensorName, tensors
+from r1hpc.checkpoint.records import read_record
 from r1hpc.checkpoint.safetensors_file import Header, TensorEntry, read_header
 from r1hpc.errors import CheckpointError, CheckpointProblems
 from r1hpc.plan.model_shape import ModelShape, read_model_shape
@@ -97,6 +98,13 @@ def read_index(directory: Path) -> dict[str, str]:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: is no index of safetensors files ({error!r}); fetch it again") from error
+
+
+def read_manifest(directory: Path) -> Mapping[str, Any]:
+    """What a cast or an export of ours left beside its files; {} where there is none, or one of somebody else's."""
+    manifest = read_record(directory / MANIFEST)
+    ours = manifest.get("format") == 1 and isinstance(manifest.get("files"), dict) and "source" in manifest
+    return manifest if ours else {}
 
 
 def _check_quantization(shape: ModelShape, config: Mapping[str, Any], directory: Path) -> None:
@@ -190,10 +198,9 @@ def _scale_problems(weight: TensorEntry, scale: TensorEntry | None) -> list[str]
 def _identity(raw_config: bytes, headers: list[Header], directory: Path) -> str:
     """Times in it: two revisions of one model have equal headers, and a mixture of both must never be published."""
     digest = xxhash.xxh3_128(raw_config)
-    manifest = directory / MANIFEST
-    cast = manifest.exists()
+    cast = bool(read_manifest(directory))
     if cast:
-        digest.update(manifest.read_bytes())
+        digest.update((directory / MANIFEST).read_bytes())
     for header in headers:
         stamp = 0 if cast else header.modified_s
         digest.update(f"{header.file.name} {header.size_bytes} {stamp}\n".encode())

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from r1hpc.checkpoint.fold import fold, template
-from r1hpc.checkpoint.hf_checkpoint import INDEX, SCALE_SUFFIX, read_index
+from r1hpc.checkpoint.hf_checkpoint import MANIFEST, SCALE_SUFFIX, read_index
+from r1hpc.checkpoint.kind import Kind, kind_of
 from r1hpc.checkpoint.records import read_record
 from r1hpc.checkpoint.release import SOURCE
 from r1hpc.checkpoint.safetensors_file import read_header
-from r1hpc.checkpoint.torch_dist import Extent, StoredTensor, TorchDist, is_torch_dist, open_torch_dist
-from r1hpc.errors import CheckpointError
+from r1hpc.checkpoint.torch_dist import Extent, StoredTensor, TorchDist, open_torch_dist
 from r1hpc.plan.units import show_bytes, show_count
 
 _OPTIMIZER = "optimizer."
@@ -74,21 +73,19 @@ class Contents:
 
 def contents(path: Path) -> Contents:
     """The table of the checkpoint in `path`. Raises CheckpointError when there is none that can be read."""
-    if is_torch_dist(path):
-        return _torch_dist(open_torch_dist(path))
-    if (path / INDEX).exists() or (path / "model.safetensors").exists():
-        return _hugging_face(path)
-    raise CheckpointError(
-        f"{path}: holds no checkpoint: neither .metadata (torch_dist), nor a tracker that names one, nor {INDEX} "
-        "(Hugging Face)"
-    )
+    match kind_of(path):
+        case Kind.TORCH_DIST:
+            return _torch_dist(open_torch_dist(path))
+        case Kind.HUGGING_FACE:
+            return _hugging_face(path)
 
 
 def select(table: Contents, pattern: str) -> Contents:
     """The rows whose key matches: a word in it, or a pattern with * and ? for all of it."""
     wild = any(character in pattern for character in "*?[")
     rows = [row for row in table.rows if (fnmatch.fnmatchcase(row.key, pattern) if wild else pattern in row.key)]
-    return replace(table, rows=tuple(rows))
+    files = {piece.file for row in rows for piece in row.pieces}
+    return replace(table, rows=tuple(rows), num_objects=0, num_files=len(files))
 
 
 def render(table: Contents, *, unfolded: bool = False, pieces: bool = False) -> Iterator[str]:
@@ -97,7 +94,7 @@ def render(table: Contents, *, unfolded: bool = False, pieces: bool = False) -> 
     if table.source:
         yield f"source: {table.source}"
     yield ""
-    rows = [[row.key, row] for row in table.rows] if unfolded or pieces else _folded(table.rows)
+    rows = [(row.key, row) for row in table.rows] if unfolded or pieces else _folded(table.rows)
     cells = [("key", "shape", "dtype", "chunks", "bytes")]
     cells += [(name, *_cells(row)) for name, row in rows]
     widths = [max(len(cell[column]) for cell in cells) for column in range(4)]
@@ -137,10 +134,10 @@ def _torch_dist(checkpoint: TorchDist) -> Contents:
     source = read_record(checkpoint.directory / SOURCE)
     owners: dict[tuple[Extent, ...], str] = {}
     rows = []
-    for key in sorted(checkpoint.tensors, key=_model_order):
-        tensor = checkpoint.tensors[key]
+    for key, tensor in checkpoint.tensors.items():
         owner = owners.setdefault(tuple(chunk.extent for chunk in tensor.chunks), key)
         rows.append(_stored_row(tensor, owner if owner != key else None))
+    rows.sort(key=lambda row: _model_order(row.key))
     files = {extent.file for extent in checkpoint.extents()}
     named = f"{source['path']} (identity {source['identity'][:12]})" if source else None
     return Contents("torch_dist", checkpoint.directory, named, tuple(rows), len(checkpoint.objects), len(files))
@@ -170,8 +167,8 @@ def _hugging_face(directory: Path) -> Contents:
         )
         for entry in sorted(entries, key=lambda entry: _model_order(entry.name))
     ]
-    source = read_record(directory / "manifest.json").get("source", {}).get("path")
-    return Contents("Hugging Face safetensors", directory, source, tuple(rows), 0, len(files))
+    source = read_record(directory / MANIFEST).get("source", {}).get("path")
+    return Contents(Kind.HUGGING_FACE.value, directory, source, tuple(rows), 0, len(files))
 
 
 def _model_order(key: str) -> tuple[Any, ...]:
@@ -208,8 +205,15 @@ def _folded(rows: Sequence[Row]) -> list[tuple[str, Row]]:
 def _cells(row: Row) -> tuple[str, str, str, str]:
     size = show_bytes(row.size_bytes)
     if row.alias_of:
-        size = f"the bytes of {template(row.alias_of)[0].replace('{}', '*')}"
+        size = "= " + _from_first_difference(row.alias_of, row.key)
     return str(list(row.shape)), row.dtype, str(len(row.pieces)), size
+
+
+def _from_first_difference(key: str, other: str) -> str:
+    """The parts of a dotted key from the first that is not the other's."""
+    parts, others = key.split("."), other.split(".")
+    shared = next(number for number, pair in enumerate(zip(parts, others, strict=False)) if pair[0] != pair[1])
+    return ".".join(parts[shared:])
 
 
 def _totals(table: Contents) -> str:
@@ -221,6 +225,10 @@ def _totals(table: Contents) -> str:
     objects = f", {table.num_objects:,} objects that are no tensors" if table.num_objects else ""
     count = table.num_parameters
     return (
-        f"{len(table.rows):,} tensors, {show_count(count)} parameters ({count:,}), {show_bytes(table.size_bytes)} "
-        f"({shares}) in {table.num_files} files{objects}"
+        f"{_number(len(table.rows), 'tensor')}, {show_count(count)} parameters ({count:,}), "
+        f"{show_bytes(table.size_bytes)} ({shares}) in {_number(table.num_files, 'file')}{objects}"
     )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from r1hpc.checkpoint.records import read_record
 from r1hpc.checkpoint.torch_dist import METADATA
 from r1hpc.checkpoint.workers import Advance, run_units
 from r1hpc.errors import CheckpointError, CheckpointProblems
-from r1hpc.publish import fsync_directory, publish_text, publishing
+from r1hpc.publish import fsync_directory, publish_text, publishing, remove_stale
 
 SOURCE = "source.json"
 """Where a release came from: path, identity, configuration, and the hash of every source tensor."""
@@ -75,7 +74,8 @@ def publish_if_complete(
                 _recheck(conversion, parts, num_workers, say, every_s)
             _write_metadata(conversion, parts)
             os.rename(conversion.staged, conversion.release)
-        except (OSError, CheckpointError):
+        except (OSError, CheckpointError, CheckpointProblems):
+            # Another task may have published meanwhile, and what was to be checked is in its place.
             if not is_published(conversion):
                 raise
     return _finish(conversion)
@@ -88,10 +88,11 @@ def _is_ours(conversion: Conversion) -> bool:
 def _finish(conversion: Conversion) -> bool:
     """The tracker, last of what is published; then what was needed to get there goes."""
     fsync_directory(conversion.root)
-    publish_text(conversion.root / TRACKER, RELEASE + "\n")
-    shutil.rmtree(conversion.staging, ignore_errors=True)
-    with suppress(OSError):
-        conversion.staging.parent.rmdir()  # unless another conversion's work lies there
+    tracker = conversion.root / TRACKER
+    if not tracker.exists():
+        publish_text(tracker, RELEASE + "\n")
+    remove_stale(tracker)
+    shutil.rmtree(conversion.stagings, ignore_errors=True)
     return True
 
 

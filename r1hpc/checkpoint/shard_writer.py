@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import BinaryIO
 import torch
 import xxhash
 
+from r1hpc.checkpoint.positioned import write_at
 from r1hpc.checkpoint.safetensors_file import ITEM_BYTES, header_bytes
 from r1hpc.errors import CheckpointError
 from r1hpc.publish import publishing
@@ -47,7 +47,7 @@ class ShardWriter:
             count = math.prod(shape) * ITEM_BYTES[dtype]
             self._slots[name] = _Slot(self.size_bytes, count)
             self.size_bytes += count
-        self._write(memoryview(header), 0)
+        write_at(self._descriptor, memoryview(header), 0)
 
     def append(self, name: str, values: torch.Tensor) -> None:
         """Write the next band of a tensor of the layout."""
@@ -56,7 +56,7 @@ class ShardWriter:
         data = values.contiguous().view(-1).view(torch.uint8).numpy().data
         assert len(data) <= slot.left, f"{name}: {len(data)} bytes where {slot.left} are left"
         slot.digest.update(data)
-        self._write(data, slot.position)
+        write_at(self._descriptor, data, slot.position)
         slot.position += len(data)
         slot.left -= len(data)
         if not slot.left:
@@ -67,15 +67,12 @@ class ShardWriter:
         lacking = [name for name in self._slots if name not in self.hashes]
         assert not lacking, f"{len(lacking)} tensors were not written, the first {lacking[0]}"
 
-    def _write(self, data: memoryview, position: int) -> None:
-        while data:
-            written = os.pwrite(self._descriptor, data, position)
-            data, position = data[written:], position + written
-
 
 @contextmanager
 def writing_shard(path: Path, layout: Layout) -> Iterator[ShardWriter]:
     """A writer whose file is published as `path` when the block ends well; of a failed one nothing is left.
+
+    The block may read, but whatever reads has to turn its own OSError into something else.
 
     Raises CheckpointError naming file and tensor when the file system refuses.
     """
@@ -86,8 +83,6 @@ def writing_shard(path: Path, layout: Layout) -> Iterator[ShardWriter]:
             yield writer
             writer.finish()
     except OSError as error:
-        if error.filename not in (None, str(path)):
-            raise
         where = writer.current if writer else "the header"
         raise CheckpointError(
             f"{path}: cannot be written at {where} ({error.strerror}); nothing was published"

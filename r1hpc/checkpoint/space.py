@@ -28,3 +28,11 @@ def bytes_of(directory: Path, pattern: str) -> int:
         except FileNotFoundError:
             continue
     return total
+
+
+def has_size(file: Path, size_bytes: int) -> bool:
+    """Whether the file is there with exactly so many bytes."""
+    try:
+        return file.stat().st_size == size_bytes
+    except FileNotFoundError:
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from r1hpc.checkpoint.boxes import coverage_problem, whole
 from r1hpc.checkpoint.names import TensorName, extra_state_keys
 from r1hpc.checkpoint.placement import find_place
-from r1hpc.checkpoint.torch_dist import TRACKER, Extent, StoredTensor, TorchDist
+from r1hpc.checkpoint.torch_dist import TRACKER, Chunk, Extent, StoredTensor, TorchDist
 from r1hpc.plan.model_shape import ModelShape
 
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
@@ -117,8 +118,8 @@ def _tensor_problems(
     if stored.shape != shape:
         if stored.key in VOCABULARY and stored.shape[1:] == shape[1:]:
             yield (
-                f"{label}: has {stored.shape[0]} rows of vocabulary, config.json says {shape[0]}; Megatron pads or cuts "
-                "without a word: load it with exactly these rows"
+                f"{label}: has {stored.shape[0]} rows of vocabulary, config.json says {shape[0]}; Megatron would pad "
+                "or cut without a word"
             )
         else:
             yield f"{label}: has shape {list(stored.shape)}; config.json asks for {list(shape)}"
@@ -145,20 +146,23 @@ def _released_form_problems(checkpoint: TorchDist, shape: ModelShape, names: Seq
 
 def _shared_bytes(checkpoint: TorchDist) -> Iterator[str]:
     """Ranges that overlap without being one: names of one tensor, and all empty objects, share theirs on purpose."""
-    owners: dict[Extent, str] = {}
-    for key, tensor in checkpoint.tensors.items():
+    owners: dict[Extent, tuple[StoredTensor, Chunk]] = {}
+    for tensor in checkpoint.tensors.values():
         for chunk in tensor.chunks:
-            owner = owners.setdefault(chunk.extent, key)
-            if owner != key and checkpoint.tensors[owner].chunks != tensor.chunks:
-                yield f"{checkpoint.directory / chunk.extent.file}: {owner} and {key} are stored in the same bytes"
-    for key, extent in checkpoint.objects.items():
-        owners.setdefault(extent, key)
-    ordered = sorted(owners, key=lambda extent: (extent.file, extent.offset))
-    for before, after in zip(ordered, ordered[1:], strict=False):
+            owner, first = owners.setdefault(chunk.extent, (tensor, chunk))
+            two_names = owner is not tensor and owner.chunks == tensor.chunks
+            if first is not chunk and not two_names:
+                yield (
+                    f"{checkpoint.directory / chunk.extent.file}: {owner.key} {first.box} and {tensor.key} {chunk.box} "
+                    "are stored in the same bytes"
+                )
+    labels = {extent: key for key, extent in checkpoint.objects.items()}
+    labels |= {extent: f"{tensor.key} {chunk.box}" for extent, (tensor, chunk) in owners.items()}
+    for before, after in pairwise(sorted(labels, key=lambda extent: (extent.file, extent.offset))):
         if before.file == after.file and before.offset + before.length > after.offset:
             yield (
-                f"{checkpoint.directory / after.file}: {owners[before]} ends after byte {after.offset}, where "
-                f"{owners[after]} begins"
+                f"{checkpoint.directory / after.file}: {labels[before]} ends after byte {after.offset}, where "
+                f"{labels[after]} begins"
             )
 
 

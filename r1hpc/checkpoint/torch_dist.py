@@ -1,6 +1,7 @@
-"""A torch_dist checkpoint (torch.distributed.checkpoint, as Megatron writes it): which boxes of which tensors lie where.
+"""A torch_dist checkpoint: which boxes of which tensors lie where.
 
-Made from its metadata alone; `ChunkReader` reads payloads.
+The format is that of torch.distributed.checkpoint (DCP), as Megatron writes it. All of this comes from the metadata
+alone; `ChunkReader` reads payloads.
 """
 
 from __future__ import annotations
@@ -95,11 +96,6 @@ class TorchDist:
         yield from self.objects.values()
 
 
-def is_torch_dist(path: Path) -> bool:
-    """Whether `path` looks like a torch_dist checkpoint or a directory of them."""
-    return (path / METADATA).is_file() or (path / TRACKER).is_file()
-
-
 def resolve(path: Path) -> Path:
     """The directory that holds `.metadata`: `path`, or the checkpoint that its tracker file names.
 
@@ -170,7 +166,7 @@ def _extents(metadata: Metadata, problems: list[str]) -> _Extents:
             problems.append(f"{index.fqn}: is placed in {path}, outside of the checkpoint")
         elif info.transform_descriptors:
             problems.append(
-                f"{index.fqn}: is stored transformed ({', '.join(info.transform_descriptors)}); only plain ones are read"
+                f"{index.fqn}: is stored transformed ({', '.join(info.transform_descriptors)}); that cannot be read"
             )
         else:
             offset = None if index.offset is None else tuple(index.offset)

@@ -10,17 +10,19 @@ import torch
 
 from r1hpc.checkpoint.bands import BandReader
 from r1hpc.checkpoint.chunk_reader import ChunkReader
+from r1hpc.checkpoint.findings import Verification
 from r1hpc.checkpoint.fold import template
 from r1hpc.checkpoint.hf_checkpoint import HfCheckpoint
 from r1hpc.checkpoint.layout import item_bytes
 from r1hpc.checkpoint.names import TensorName
 from r1hpc.checkpoint.placement import find_place
+from r1hpc.checkpoint.scratch import Scratch
 from r1hpc.checkpoint.torch_dist import TorchDist
-from r1hpc.checkpoint.workers import Advance
+from r1hpc.checkpoint.workers import Advance, Work
 from r1hpc.errors import CheckpointError
 
 _BATCH_BYTES = 256 << 20
-_INTEGER = {2: torch.int16, 4: torch.int32}
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ValueCheck:
         self._bands = BandReader(source)
         self._chunks = ChunkReader(checkpoint)
         self._recorded = recorded
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._scratch = Scratch()
 
     def __call__(self, batch: Batch, advance: Advance) -> list[str]:
         """What differs, each problem naming file, key and place; [] if nothing does."""
@@ -55,19 +57,23 @@ class ValueCheck:
                 found.append(problem)
         return found
 
+    def stored(self, names: Sequence[TensorName]) -> list[TensorName]:
+        """Those that the checkpoint holds: one of a training run may lack the prediction layers."""
+        keys, num_layers = self._chunks.checkpoint.tensors.keys(), self._bands.checkpoint.shape.num_layers
+        return [name for name in names if find_place(name, num_layers, keys) is not None]
+
     def _compare(self, name: TensorName, advance: Advance) -> str | None:
         checkpoint, source = self._chunks.checkpoint, self._bands.checkpoint
         place = find_place(name, source.shape.num_layers, checkpoint.tensors.keys())
-        if place is None:
-            return f"{checkpoint.directory}: has no {name.key}, which {name.hf} becomes"
+        assert place is not None, f"{name.hf} is not among those stored"
         stored = checkpoint.tensors[place.key]
         differing, first = 0, ""
         for row, values in self._bands.bands(name.hf):
             box = place.rows(row, len(values), len(name.shape))
             expected = values.to(stored.dtype).view(box.sizes)
-            held = self._chunks.read_box(place.key, box, self._room(box.sizes, stored.dtype))
+            held = self._chunks.read_box(place.key, box, self._scratch.tensor(box.sizes, stored.dtype))
             advance(values.nbytes)
-            if torch.equal(_bits(held), _bits(expected)):
+            if _same_bytes(held, expected):
                 continue
             wrong = _bits(held) != _bits(expected)
             if not differing:
@@ -77,10 +83,10 @@ class ValueCheck:
             differing += int(wrong.sum())
         if not differing:
             return None
-        files = sorted({chunk.extent.file for chunk, _ in stored.meeting(place.box)})
+        file = next(checkpoint.directory / chunk.extent.file for chunk, _ in stored.meeting(place.box))
         return (
-            f"{checkpoint.directory / files[0]}: {place.key} {place.box} differs from {source.entries[name.hf].file.name}: "
-            f"{name.hf} in {differing:,} of {place.box.volume:,} elements, first at {first}{self._blame(name)}"
+            f"{file}: {place.key} {place.box} differs from {name.hf} of {source.entries[name.hf].file} in "
+            f"{differing:,} of {place.box.volume:,} elements, first at {first}{self._blame(name)}"
         )
 
     def _blame(self, name: TensorName) -> str:
@@ -88,12 +94,20 @@ class ValueCheck:
             return "; the source has changed since the conversion"
         return ""
 
-    def _room(self, sizes: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor in memory that is kept: a fresh one each band would cost a page fault every 4 kB."""
-        count = torch.Size(sizes).numel() * dtype.itemsize
-        if self._buffer.numel() < count:
-            self._buffer = torch.empty(count, dtype=torch.uint8)
-        return self._buffer[:count].view(dtype).view(sizes)
+
+def compare_values(
+    check: Work[Batch, list[str]],
+    names: Sequence[TensorName],
+    order: HfCheckpoint,
+    what: str,
+    verification: Verification,
+) -> None:
+    """Let workers check `names`, or a sample of them, in the order in which `order` stores them."""
+    count = verification.scope.sample
+    chosen = list(names) if count is None else sample(names, count)
+    verification.run("values", batches(chosen, order), sum(map(_size_bytes, chosen)), check)
+    shown = f"{len(chosen):,}" if count is None else f"a sample of {len(chosen):,} of {len(names):,}"
+    verification.findings.checked.append(f"values: {shown} tensors {what}")
 
 
 def batches(names: Sequence[TensorName], source: HfCheckpoint) -> list[Batch]:
@@ -102,15 +116,15 @@ def batches(names: Sequence[TensorName], source: HfCheckpoint) -> list[Batch]:
     cut: list[list[TensorName]] = []
     filled = 0
     for name in ordered:
-        if not cut or filled + size_bytes(name) > _BATCH_BYTES:
+        if not cut or filled + _size_bytes(name) > _BATCH_BYTES:
             cut.append([])
             filled = 0
         cut[-1].append(name)
-        filled += size_bytes(name)
+        filled += _size_bytes(name)
     return [Batch(tuple(part)) for part in cut]
 
 
-def size_bytes(name: TensorName) -> int:
+def _size_bytes(name: TensorName) -> int:
     """Bytes to compare; of a copy too, which is compared with the tensor it repeats."""
     return torch.Size(name.shape).numel() * item_bytes(name)
 
@@ -132,3 +146,10 @@ def sample(names: Sequence[TensorName], count: int, seed: int = 0) -> list[Tenso
 def _bits(values: torch.Tensor) -> torch.Tensor:
     """Bit patterns: zeros of either sign are equal as numbers."""
     return values.view(_INTEGER[values.dtype.itemsize])
+
+
+def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """torch.equal goes element by element: the wider, the faster."""
+    a, b = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other))
+    whole = a.numel() // 8 * 8
+    return torch.equal(a[:whole].view(torch.int64), b[:whole].view(torch.int64)) and torch.equal(a[whole:], b[whole:])
