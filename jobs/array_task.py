@@ -41,20 +41,10 @@ def bear_signals(environment: Mapping[str, str]) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-def array_index(environment: Mapping[str, str], num_tasks: int, key: str) -> int | None:
-    """This element's index; None outside of an array. Raises ConfigError for one that the configuration lacks."""
+def array_index(environment: Mapping[str, str]) -> int | None:
+    """This element's index; None outside of an array."""
     text = environment.get("SLURM_ARRAY_TASK_ID")
-    if text is None:
-        return None
-    index = int(text)
-    if index >= num_tasks:
-        raise ConfigError(
-            [
-                f"array element {index}: {key} = {num_tasks}, so elements are 0 to {num_tasks - 1}; "
-                f"sbatch --array=0-{num_tasks - 1}, or --set {key}={index + 1}"
-            ]
-        )
-    return index
+    return None if text is None else int(text)
 
 
 def main(stage: str, run: RunTask, description: str | None, argv: Sequence[str] | None) -> int:
@@ -68,11 +58,13 @@ def main(stage: str, run: RunTask, description: str | None, argv: Sequence[str] 
     try:
         config = load_config(arguments.config, site=arguments.site, overrides=arguments.overrides).config
         num_tasks = config.cast.num_tasks if stage == "cast" else config.convert.num_tasks
-        index = array_index(os.environ, num_tasks, f"{stage}.num_tasks")
+        index = array_index(os.environ)
         if index is None:
             run(config, 0, 1)
-        else:
+        elif index < num_tasks:
             run(config, index, num_tasks)
+        else:
+            say(f"element {index} has nothing to do: {stage}.num_tasks = {num_tasks}, the last one is {num_tasks - 1}")
     except ConfigError as error:
         print(f"{stage}: {error}", file=sys.stderr)
         return exit_codes.INVALID

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from typing import Any, BinaryIO
 _SILENT_S = 60
 """Where locks hold on one host only, another host's file counts as abandoned once it has not grown for so long."""
 _LOCK_TRIES = 100
-_LOCK_PAUSE_S = 0.01
 
 
 def publish_text(path: Path, text: str, beside: Path | None = None) -> None:
@@ -35,11 +35,9 @@ def publishing(path: Path, beside: Path | None = None) -> Iterator[BinaryIO]:
 
     beside: directory of the temporary file, on the same file system; null means that of `path`.
     """
-    directory = path.parent if beside is None else beside
-    # Hosts share the file system, so the pid alone would not be unique.
-    temporary = directory / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+    temporary, stream = _open_locked(path.name, path.parent if beside is None else beside)
     try:
-        with _open_locked(temporary) as stream:
+        with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -73,16 +71,21 @@ def _is_abandoned(temporary: Path, descriptor: int) -> bool:
     return bool(_lock(descriptor)) and os.path.samestat(status, temporary.stat())
 
 
-def _open_locked(temporary: Path) -> BinaryIO:
-    """A new file, locked before `remove_stale` can take it for abandoned; not locked where there are no locks."""
+def _open_locked(name: str, directory: Path) -> tuple[Path, BinaryIO]:
+    """A new file of nobody else's, locked before `remove_stale` can take it for abandoned.
+
+    Hosts share the file system, and containers their pids: the word in its name is drawn by lot. It is not locked where
+    there are no locks.
+    """
     for _ in range(_LOCK_TRIES):
-        stream = open(temporary, "wb")  # noqa: SIM115 (the caller closes it)
+        temporary = directory / f".{name}.{socket.gethostname()}.{secrets.token_hex(6)}.tmp"
+        stream = open(temporary, "xb")  # noqa: SIM115 (the caller closes it)
         if (free := _lock(stream.fileno())) is None or (free and os.fstat(stream.fileno()).st_nlink):
-            return stream
+            return temporary, stream
         # remove_stale came between these two lines.
         stream.close()
-        time.sleep(_LOCK_PAUSE_S)
-    raise TimeoutError(f"{temporary} is being written by another process of this name")
+        temporary.unlink(missing_ok=True)
+    raise TimeoutError(f"{directory}: temporary files are taken as soon as they are made")
 
 
 def fsync_directory(path: Path) -> None:

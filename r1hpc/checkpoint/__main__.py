@@ -59,7 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("path", metavar="PATH", type=Path, help="torch_dist or Hugging Face checkpoint")
     check.add_argument("--source", metavar="HF_DIR", type=Path, help="what it was made from; default: what it names")
     scope = check.add_mutually_exclusive_group()
-    scope.add_argument("--sample", metavar="N", type=_count, help="structure, and the values of N tensors")
+    scope.add_argument(
+        "--sample",
+        metavar="N",
+        type=_count,
+        help="structure, and the values of N tensors or more: at least one of each kind",
+    )
     scope.add_argument("--hashes", action="store_true", help="structure and hashes; no values")
     scope.add_argument("--structure", action="store_true", help="structure alone: reads no payload")
     _add_workers(check)

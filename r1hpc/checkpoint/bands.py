@@ -11,11 +11,11 @@ import torch
 import xxhash
 
 from r1hpc.checkpoint.fp8 import BLOCK, Dequantizer
-from r1hpc.checkpoint.hf_checkpoint import FP8, HfCheckpoint
+from r1hpc.checkpoint.hf_checkpoint import FP8, SCALE_SUFFIX, HfCheckpoint
 from r1hpc.checkpoint.safetensors_file import TensorEntry
 from r1hpc.errors import CheckpointError
 
-BAND_BYTES = 4 << 20
+BAND_BYTES = 1 << 20
 """A band of this size stays in the cache between being read, hashed, rounded and written."""
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, FP8: torch.float8_e4m3fn}
 _MAX_OPEN = 32
@@ -42,14 +42,17 @@ class BandReader:
         not finite, or where a read fails.
         """
         entry = self.checkpoint.entries[name]
-        scale = self.checkpoint.scale_of(name)
-        scales = None if scale is None else self._whole(scale)
+        scales = self.scales(name) if entry.dtype == FP8 else None
         for row, values in self.stored_bands(name):
             if scales is not None:
                 yield row, self._dequantized(entry, row, values, scales)
             else:
                 self._check_finite(entry, row, values)
                 yield row, values
+
+    def scales(self, name: str) -> torch.Tensor:
+        """All scales of a tensor in fp8, as they are stored."""
+        return self._whole(self.checkpoint.entries[name + SCALE_SUFFIX])
 
     def stored_bands(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, values [rows, ...]) of a tensor in the dtype of the file: fp8 codes and scales as they are."""
@@ -80,10 +83,7 @@ class BandReader:
             self._target = torch.empty(values.numel(), dtype=torch.bfloat16)
         out = self._target[: values.numel()].view(rows, columns)
         block_rows = scales[row // BLOCK : -(-(row + rows) // BLOCK)]
-        try:
-            return self._dequantize(values, block_rows, name=entry.name, out=out)
-        except CheckpointError as error:
-            raise CheckpointError(f"{entry.file}: in rows {row} to {row + rows - 1}: {error}") from error
+        return self._dequantize(values, block_rows, name=f"{entry.file}: {entry.name}", out=out, first_row=row)
 
     def _check_finite(self, entry: TensorEntry, row: int, values: torch.Tensor) -> None:
         if values.dtype == torch.bfloat16:

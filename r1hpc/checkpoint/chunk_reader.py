@@ -28,6 +28,10 @@ _MAX_OPEN = 32
 assert sys.byteorder == "little", "payloads are little-endian"
 
 
+class _Unreadable(Exception):
+    """A chunk that is not what the metadata says, in words of ours."""
+
+
 @dataclass(frozen=True)
 class _Payload:
     """Where the elements of a chunk begin in its file; null where they do not lie in order."""
@@ -92,7 +96,7 @@ class ChunkReader:
             # Under this mode torch.load makes no payload and says where each would begin in the stream.
             stored = self._load(chunk.extent)
         if stored.dtype != tensor.dtype or tuple(stored.shape) != chunk.box.sizes:
-            raise ValueError(
+            raise _Unreadable(
                 f"it holds {list(stored.shape)} {stored.dtype} where the metadata says {list(chunk.box.sizes)} "
                 f"{tensor.dtype}"
             )
@@ -107,7 +111,7 @@ class ChunkReader:
             view = cast("IO[bytes]", _create_file_view(stream, extent.offset, extent.length))
             stored = torch.load(view, map_location="cpu", weights_only=True)
         if not isinstance(stored, Tensor):
-            raise TypeError(f"it holds {type(stored).__name__} where the metadata says that it is a tensor")
+            raise _Unreadable(f"it holds {type(stored).__name__} where the metadata says that it is a tensor")
         return stored.detach()
 
     def _read(self, file: str, begin: int, target: Tensor) -> None:
@@ -116,7 +120,7 @@ class ChunkReader:
         while left:
             got = os.preadv(descriptor, [left], begin)
             if got == 0:
-                raise EOFError("the file ends within it")
+                raise _Unreadable("the file ends within it")
             left, begin = left[got:], begin + got
 
     def _open(self, file: str) -> int:
@@ -128,11 +132,15 @@ class ChunkReader:
 
     @contextmanager
     def _naming(self, tensor: StoredTensor, chunk: Chunk) -> Iterator[None]:
-        """Whatever a broken archive makes torch raise, named."""
+        """Whatever a broken archive makes torch raise, named; its own words are advice to whoever calls torch.load."""
         try:
             yield
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = "its bytes are no archive of a tensor: the file is damaged"
+            if isinstance(error, _Unreadable):
+                reason = str(error)
+            elif isinstance(error, OSError):
+                reason = error.strerror or type(error).__name__
             raise CheckpointError(
                 f"{self.checkpoint.directory / chunk.extent.file}: {tensor.key} {chunk.box} at byte "
                 f"{chunk.extent.offset} cannot be read: {reason}"

@@ -14,9 +14,7 @@ import torch
 from r1hpc.checkpoint.boxes import Box
 from r1hpc.checkpoint.structure import VOCABULARY
 from r1hpc.checkpoint.torch_dist import StoredTensor
-
-IGNORED_PREFIXES = ("mtp.", "optimizer.", "rng_state", "rerun_state_machine_state")
-"""Stored tensors that a model may leave unread: multi-token prediction, and what a training run adds to its weights."""
+from r1hpc.checkpoint.training_state import is_training_state
 
 CASTABLE = (torch.bfloat16, torch.float16, torch.float32)
 """Dtypes that say the same number, if not to the same digit; fp8 without its scales does not."""
@@ -57,8 +55,12 @@ def problems_of(requests: Sequence[Request], stored: Stored, float32: Collection
 
 
 def unread(requested: Collection[str], stored: Iterable[str]) -> list[str]:
-    """The problem of tensors that no rank of the model asks for, but for those that it may leave unread."""
-    left = sorted(key for key in stored if key not in requested and not key.startswith(IGNORED_PREFIXES))
+    """The problem of tensors that no rank of the model asks for, but for those that it may leave unread.
+
+    Those are multi-token prediction, and what a training run adds to its weights.
+    """
+    weights = (key for key in stored if not key.startswith("mtp.") and not is_training_state(key))
+    left = sorted(key for key in weights if key not in requested)
     if not left:
         return []
     return [

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 import xxhash
 
-from r1hpc.checkpoint.hf_checkpoint import HfCheckpoint, read_manifest
+from r1hpc.checkpoint.hf_checkpoint import HfCheckpoint
 from r1hpc.checkpoint.layout import Slices, cut_into_files, cut_into_slices, size_bytes
 from r1hpc.checkpoint.names import TensorName
+from r1hpc.checkpoint.records import read_record
+from r1hpc.checkpoint.staged_work import StagedWork
 from r1hpc.errors import CheckpointError
 from r1hpc.plan.layers import split_layers
 
@@ -18,7 +20,8 @@ FORMAT = 1
 RELEASE = "release"
 TRACKER = "latest_checkpointed_iteration.txt"
 """Names the checkpoint of a directory that Megatron loads: --ref-load reads it."""
-_STAGING = ".convert"
+SOURCE = "source.json"
+"""Where a release came from: path, identity, configuration, and the hash of every source tensor."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class ConvertFile:
 
 
 @dataclass(frozen=True)
-class Conversion:
+class Conversion(StagedWork[ConvertFile]):
     """A conversion of one Hugging Face checkpoint into one directory; the same for every task of it."""
 
     source: HfCheckpoint
@@ -49,8 +52,10 @@ class Conversion:
     """Chunks of a tensor along the axis that tensor parallelism splits."""
     slices: int
     files: tuple[ConvertFile, ...]
-    identity: str
-    """Digest of the source, of how it is cut, and of the versions that the bytes depend on."""
+    digest: str
+    """Of the source, of how it is cut, and of the versions that the bytes depend on."""
+    what = "convert"
+    setting = "ckpt.ref_load"
 
     @property
     def release(self) -> Path:
@@ -58,28 +63,23 @@ class Conversion:
         return self.root / RELEASE
 
     @property
+    def final(self) -> Path:
+        """The checkpoint, once published."""
+        return self.release
+
+    @property
     def stagings(self) -> Path:
-        """Directory of all work in progress in `root`."""
-        return self.root / _STAGING
+        """In the directory that the checkpoint will lie in."""
+        return self.root / ".convert"
 
     @property
-    def staging(self) -> Path:
-        """Everything of this conversion before that; another conversion into `root` has another one."""
-        return self.stagings / self.identity
+    def identity(self) -> str:
+        """`digest`."""
+        return self.digest
 
-    @property
-    def staged(self) -> Path:
-        """What becomes `release` by one rename: complete files only."""
-        return self.staging / RELEASE
-
-    @property
-    def temporary(self) -> Path:
-        """Files being written: outside `staged`, so that a late writer leaves nothing in the checkpoint."""
-        return self.staging / "temporary"
-
-    def part(self, file: ConvertFile) -> Path:
-        """The record of one file that is done."""
-        return self.staging / "parts" / f"{file.name}.json"
+    def identity_found(self) -> object:
+        """That of the conversion on record."""
+        return read_record(self.release / SOURCE).get("conversion")
 
     def files_of_task(self, index: int, num_tasks: int) -> tuple[ConvertFile, ...]:
         """Neighbouring slices: tasks read neighbouring source files."""
@@ -90,8 +90,16 @@ class Conversion:
 def make_slices(
     num_layers: int, pipeline: int, first: int | None, last: int | None, expert: int, balance: str
 ) -> Slices:
-    """The slices that a configuration asks for. balance: layout (pipeline x expert) or bytes."""
-    layers = split_layers(num_layers, pipeline, first, last)
+    """The slices that a configuration asks for. balance: layout (pipeline x expert) or bytes.
+
+    Raises CheckpointError when the layers cannot be split like that.
+    """
+    try:
+        layers = split_layers(num_layers, pipeline, first, last)
+    except ValueError as error:
+        raise CheckpointError(
+            f"convert: {error} (convert.decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers)"
+        ) from error
     return Slices(tuple(layers), expert, by_bytes=balance == "bytes")
 
 
@@ -111,11 +119,5 @@ def plan_conversion(source: HfCheckpoint, root: Path, slices: Slices, pieces: in
             files.append(ConvertFile(f"__{number}_{count}.distcp", number, tuple(part)))
     version = torch.__version__.partition("+")[0]
     text = f"{FORMAT} {version} {source.identity} {slices} {pieces}"
-    identity = xxhash.xxh3_128_hexdigest(text.encode())
-    return Conversion(source, root, pieces, slices.count, tuple(files), identity)
-
-
-def source_hashes(source: HfCheckpoint) -> dict[str, str]:
-    """xxh3_64 of every tensor as the cast wrote it; {} for a checkpoint that was not cast by us."""
-    files = read_manifest(source.directory).get("files", {})
-    return {name: value for record in files.values() for name, value in record["tensors"].items()}
+    digest = xxhash.xxh3_128_hexdigest(text.encode())
+    return Conversion(source, root, pieces, slices.count, tuple(files), digest)

@@ -13,7 +13,7 @@ import xxhash
 from r1hpc.checkpoint.envelope import envelope
 from r1hpc.checkpoint.layout import Chunk, chunks
 from r1hpc.checkpoint.names import TensorName
-from r1hpc.checkpoint.positioned import write_at
+from r1hpc.checkpoint.positioned import PositionedWriter
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class DistcpWriter:
     def __init__(self, stream: BinaryIO, pieces: int) -> None:
         self.stored: list[StoredChunk] = []
         self.size_bytes = 0
-        self._descriptor = stream.fileno()
+        self._file = PositionedWriter(stream.fileno())
         self._pieces = pieces
 
     def write(self, name: TensorName, bands: Iterable[tuple[int, torch.Tensor]]) -> Iterator[int]:
@@ -102,5 +102,5 @@ class DistcpWriter:
 
     def _append(self, slot: _Slot, data: memoryview) -> None:
         slot.digest.update(data)
-        write_at(self._descriptor, data, slot.cursor)
+        self._file.write_at(data, slot.cursor)
         slot.cursor += len(data)

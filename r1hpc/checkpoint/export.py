@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-import torch
-
-from r1hpc.checkpoint.bands import BAND_BYTES, BandReader
-from r1hpc.checkpoint.chunk_reader import ChunkReader
+from r1hpc.checkpoint.bands import BandReader
 from r1hpc.checkpoint.companions import copy_companions, publish_config, publish_index
 from r1hpc.checkpoint.export_plan import Export, ExportFile, is_quantized
-from r1hpc.checkpoint.fp8 import BLOCK, quantize
+from r1hpc.checkpoint.fp8 import quantize
+from r1hpc.checkpoint.fp8_format import QUANTIZATION
 from r1hpc.checkpoint.hf_checkpoint import FP8, MANIFEST, SCALE_SUFFIX
 from r1hpc.checkpoint.names import TensorName
-from r1hpc.checkpoint.placement import Place
 from r1hpc.checkpoint.progress import Progress
 from r1hpc.checkpoint.records import read_record
-from r1hpc.checkpoint.scratch import Scratch
 from r1hpc.checkpoint.shard_writer import ShardWriter, writing_shard
 from r1hpc.checkpoint.space import require_space
+from r1hpc.checkpoint.stored_weights import StoredWeights
 from r1hpc.checkpoint.task_outcome import TaskOutcome
 from r1hpc.checkpoint.workers import Advance, run_units
 from r1hpc.errors import CheckpointError
 from r1hpc.publish import publish_json, remove_stale
 
 FORMAT = 1
-QUANTIZATION = {
-    "activation_scheme": "dynamic",
-    "fmt": "e4m3",
-    "quant_method": "fp8",
-    "weight_block_size": [BLOCK, BLOCK],
-}
-"""What DeepSeek's config.json says of block fp8."""
 
 
 def run_export(export: Export, num_workers: int, say: Callable[[str], None]) -> TaskOutcome:
@@ -57,6 +48,9 @@ def run_export(export: Export, num_workers: int, say: Callable[[str], None]) -> 
     weights = _Weights(export)
     progress = Progress("export", size, say)
     done = run_units(missing, lambda file, advance: _write_file(weights, file, advance), num_workers, progress)
+    theirs = export.like.config.get("quantization_config")
+    if export.fp8 and theirs not in (None, QUANTIZATION):
+        say(f"quantization_config is {json.dumps(QUANTIZATION)}; that of {export.like.directory} is of other scales")
     _publish(export)
     say(f"{export.target} is complete")
     return TaskOutcome(True, size, done.peak_bytes)
@@ -87,22 +81,21 @@ class _Weights:
 
     def __init__(self, export: Export) -> None:
         self.export = export
-        self._chunks = ChunkReader(export.checkpoint)
+        self._stored = StoredWeights(export.checkpoint, export.like.shape.num_layers)
         self._like = BandReader(export.like)
-        self._scratch = Scratch()
 
     def write(self, name: TensorName, writer: ShardWriter) -> Iterator[int]:
         """Write one weight; yields the bytes of each band."""
-        place = self.export.place(name)
+        lacking = self.export.place(name) is None
         quantized = is_quantized(name, self.export.fp8)
-        if place is None and quantized and self.export.like.entries[name.hf].dtype == FP8:
+        if lacking and quantized and self.export.like.entries[name.hf].dtype == FP8:
             # As they are: dequantizing and quantizing again may move a scale by its last bit.
             for part in (name.hf, name.hf + SCALE_SUFFIX):
                 for _, values in self._like.stored_bands(part):
                     writer.append(part, values)
                     yield values.nbytes
             return
-        for row, values in self._like.bands(name.hf) if place is None else self._stored(name, place):
+        for row, values in self._like.bands(name.hf) if lacking else self._stored.bands(name):
             if quantized:
                 codes, scales = quantize(values, name=name.hf, first_row=row)
                 writer.append(name.hf, codes)
@@ -112,18 +105,6 @@ class _Weights:
                 writer.append(name.hf, values)
                 yield values.nbytes
 
-    def _stored(self, name: TensorName, place: Place) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, values) in the dtype of an export without fp8; in bands of whole blocks, valid until the next."""
-        dtype = torch.float32 if name.float32 else torch.bfloat16
-        stored = self.export.checkpoint.tensors[place.key].dtype
-        row_bytes = torch.Size(name.shape[1:]).numel() * dtype.itemsize
-        step = max(BLOCK, BAND_BYTES // row_bytes // BLOCK * BLOCK)
-        for row in range(0, name.shape[0], step):
-            rows = min(step, name.shape[0] - row)
-            box = place.rows(row, rows, len(name.shape))
-            values = self._chunks.read_box(place.key, box, self._scratch.tensor(box.sizes, stored))
-            yield row, values.view(rows, *name.shape[1:]).to(dtype)
-
 
 def _publish(export: Export) -> None:
     """Manifest, companions, configuration and, last, the index, which makes the directory a checkpoint."""
@@ -131,11 +112,12 @@ def _publish(export: Export) -> None:
     manifest = {
         "format": FORMAT,
         "files": {name: {"size": part["size"], "tensors": part["tensors"]} for name, part in parts.items()},
-        "source": {"path": str(export.checkpoint.directory), "identity": export.identity},
+        "source": {"path": str(export.checkpoint.directory.resolve()), "identity": export.identity},
     }
     config = dict(export.like.config)
     if export.fp8:
-        config.setdefault("quantization_config", QUANTIZATION)
+        # Scales of another kind, as other releases have them, would be read by rules that are not those of ours.
+        config["quantization_config"] = QUANTIZATION
     try:
         publish_json(export.target / MANIFEST, manifest)
         copy_companions(export.like.directory, export.target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import torch
 import xxhash
 
+from r1hpc.checkpoint.export_target import STAGING, claim_target
 from r1hpc.checkpoint.fp8 import scale_shape
-from r1hpc.checkpoint.hf_checkpoint import FP8, INDEX, SCALE_SUFFIX, HfCheckpoint, open_checkpoint
+from r1hpc.checkpoint.hf_checkpoint import FP8, MANIFEST, SCALE_SUFFIX, HfCheckpoint, open_checkpoint
 from r1hpc.checkpoint.names import TensorName
 from r1hpc.checkpoint.placement import Place, find_place
 from r1hpc.checkpoint.safetensors_file import ITEM_BYTES
@@ -19,7 +21,6 @@ from r1hpc.checkpoint.structure import VOCABULARY
 from r1hpc.checkpoint.torch_dist import METADATA, TorchDist, open_torch_dist
 from r1hpc.errors import CheckpointError, CheckpointProblems
 
-_STAGING = ".export"
 _STORED_DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -52,12 +53,12 @@ class Export:
     fp8: bool
     files: tuple[ExportFile, ...]
     identity: str
-    """Digest of the checkpoint, of what it is laid out like, and of the format."""
+    """Digest of the checkpoint, its files and their times, of what it is laid out like, and of the format."""
 
     @property
     def parts(self) -> Path:
         """Directory of the records of the files that are done; another export has another one."""
-        return self.target / _STAGING / self.identity
+        return self.target / STAGING / self.identity
 
     def part(self, file: ExportFile) -> Path:
         """The record of one file."""
@@ -79,9 +80,8 @@ def plan_export(path: Path, like: Path, target: Path, *, fp8: bool) -> Export:
     Raises CheckpointError or CheckpointProblems when `target` is taken, when `like` is no complete checkpoint, or when
     the torch_dist checkpoint is of another model.
     """
-    if (target / INDEX).exists():
-        raise CheckpointError(f"{target}: already holds a checkpoint ({INDEX}); name another directory, or remove it")
     checkpoint = open_torch_dist(path)
+    claim_target(target, (checkpoint.directory, like))
     model = open_checkpoint(like)
     problems = list(_problems(checkpoint, model))
     if problems:
@@ -92,14 +92,29 @@ def plan_export(path: Path, like: Path, target: Path, *, fp8: bool) -> Export:
         names = tuple(by_name[entry.name] for entry in header.tensors if entry.name in by_name)
         if names:
             files.append(ExportFile(header.file.name, names, _layout(names, fp8)))
-    digest = xxhash.xxh3_128((checkpoint.directory / METADATA).read_bytes())
-    digest.update(f"{model.identity} {fp8}".encode())
-    return Export(checkpoint, model, target, fp8, tuple(files), digest.hexdigest())
+    return Export(checkpoint, model, target, fp8, tuple(files), _identity(checkpoint, model, fp8))
 
 
 def is_quantized(name: TensorName, fp8: bool) -> bool:
     """Whether a weight is stored in fp8 by an export of this format."""
     return fp8 and name.quantized
+
+
+def _identity(checkpoint: TorchDist, model: HfCheckpoint, fp8: bool) -> str:
+    """Two trainings of one model have the same `.metadata`: it says where the weights lie, not what they are."""
+    digest = xxhash.xxh3_128(f"{model.identity} {fp8}".encode())
+    try:
+        for name in (METADATA, MANIFEST):
+            if os.path.exists(checkpoint.directory / name):
+                digest.update((checkpoint.directory / name).read_bytes())
+        for name in sorted({extent.file for extent in checkpoint.extents()}):
+            status = (checkpoint.directory / name).stat()
+            digest.update(f"{name} {status.st_size} {int(status.st_mtime)}\n".encode())
+    except OSError as error:
+        raise CheckpointError(
+            f"{checkpoint.directory}: cannot be read ({error}); verify names every bad file"
+        ) from error
+    return digest.hexdigest()
 
 
 def _problems(checkpoint: TorchDist, model: HfCheckpoint) -> Iterator[str]:

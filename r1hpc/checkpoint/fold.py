@@ -9,8 +9,9 @@ _NUMBER = re.compile(r"(?<=[._])\d+(?=[._]|$)")
 
 
 def template(name: str) -> tuple[str, tuple[int, ...]]:
-    """The name with a hole for each of its numbers, and the numbers."""
-    return _NUMBER.sub("{}", name), tuple(int(number) for number in _NUMBER.findall(name))
+    """The name as a format string with a hole for each of its numbers, and the numbers."""
+    escaped = name.replace("{", "{{").replace("}", "}}")
+    return _NUMBER.sub("{}", escaped), tuple(int(number) for number in _NUMBER.findall(name))
 
 
 def fold(numbers: Iterable[tuple[int, ...]]) -> Iterator[tuple[str, ...]]:

@@ -11,7 +11,7 @@ from typing import Any
 import xxhash
 
 from r1hpc.checkpoint.names import IGNORED_HF_SUFFIXES, TensorName, tensors
-from r1hpc.checkpoint.records import read_record
+from r1hpc.checkpoint.records import read_object
 from r1hpc.checkpoint.safetensors_file import Header, TensorEntry, read_header
 from r1hpc.errors import CheckpointError, CheckpointProblems
 from r1hpc.plan.model_shape import ModelShape, read_model_shape
@@ -40,7 +40,7 @@ class HfCheckpoint:
     entries: Mapping[str, TensorEntry]
     """By tensor name, scales included."""
     identity: str
-    """Digest of configuration, files and, where a cast left one, of its manifest: another source has another one."""
+    """Digest of configuration, headers, times and a sample of each file: another source has another one."""
 
     @property
     def has_fp8(self) -> bool:
@@ -77,7 +77,7 @@ def open_checkpoint(directory: Path) -> HfCheckpoint:
     if problems:
         rest = len(problems) - _MAX_PROBLEMS
         raise CheckpointProblems(problems[:_MAX_PROBLEMS] + ([f"and {rest} more"] if rest > 0 else []))
-    identity = _identity(raw_config, headers, directory)
+    identity = _identity(raw_config, headers)
     return HfCheckpoint(directory, json.loads(raw_config), shape, tuple(headers), names, entries, identity)
 
 
@@ -101,10 +101,23 @@ def read_index(directory: Path) -> dict[str, str]:
 
 
 def read_manifest(directory: Path) -> Mapping[str, Any]:
-    """What a cast or an export of ours left beside its files; {} where there is none, or one of somebody else's."""
-    manifest = read_record(directory / MANIFEST)
-    ours = manifest.get("format") == 1 and isinstance(manifest.get("files"), dict) and "source" in manifest
-    return manifest if ours else {}
+    """What a cast or an export of ours left beside its files; {} where there is none, or one of somebody else's.
+
+    Raises CheckpointError when it cannot be read, or is ours and damaged.
+    """
+    file = directory / MANIFEST
+    manifest = read_object(file) or {}
+    if manifest.get("format") != 1 or not {"files", "source"} <= manifest.keys():
+        return {}
+    try:
+        source, files = manifest["source"], manifest["files"].values()
+        words = [source["path"], source["identity"], *(xxh3 for one in files for xxh3 in one["tensors"].values())]
+        whole = all(isinstance(word, str) for word in words) and all(isinstance(one["size"], int) for one in files)
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{file}: is no manifest that the cast or the export wrote; it is damaged")
+    return manifest
 
 
 def _check_quantization(shape: ModelShape, config: Mapping[str, Any], directory: Path) -> None:
@@ -162,7 +175,7 @@ def _model_problems(names: tuple[TensorName, ...], entries: Mapping[str, TensorE
         if entry.dtype == FP8:
             used.add(name.hf + SCALE_SUFFIX)
             problems += _scale_problems(entry, entries.get(name.hf + SCALE_SUFFIX))
-    for left in entries.keys() - used:
+    for left in sorted(entries.keys() - used):
         if not left.endswith(IGNORED_HF_SUFFIXES):
             problems.append(
                 f"{entries[left].file}: {left} belongs to no weight of the model that config.json describes"
@@ -195,15 +208,11 @@ def _scale_problems(weight: TensorEntry, scale: TensorEntry | None) -> list[str]
     return []
 
 
-def _identity(raw_config: bytes, headers: list[Header], directory: Path) -> str:
-    """Times in it: two revisions of one model have equal headers, and a mixture of both must never be published."""
+def _identity(raw_config: bytes, headers: list[Header]) -> str:
+    """Two revisions of one model have equal names, shapes and sizes; a mixture of both must never be published."""
     digest = xxhash.xxh3_128(raw_config)
-    cast = bool(read_manifest(directory))
-    if cast:
-        digest.update((directory / MANIFEST).read_bytes())
     for header in headers:
-        stamp = 0 if cast else header.modified_s
-        digest.update(f"{header.file.name} {header.size_bytes} {stamp}\n".encode())
+        digest.update(f"{header.file.name} {header.size_bytes} {header.modified_s} {header.sample}\n".encode())
         for entry in header.tensors:
             digest.update(f"{entry.name} {entry.dtype} {entry.shape} {entry.begin}\n".encode())
     return digest.hexdigest()

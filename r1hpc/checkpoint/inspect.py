@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.checkpoint.fold import fold, template
-from r1hpc.checkpoint.hf_checkpoint import MANIFEST, SCALE_SUFFIX, read_index
+from r1hpc.checkpoint.hf_checkpoint import SCALE_SUFFIX, read_index, read_manifest
 from r1hpc.checkpoint.kind import Kind, kind_of
-from r1hpc.checkpoint.records import read_record
-from r1hpc.checkpoint.release import SOURCE
+from r1hpc.checkpoint.release_records import read_source_record
 from r1hpc.checkpoint.safetensors_file import read_header
 from r1hpc.checkpoint.torch_dist import Extent, StoredTensor, TorchDist, open_torch_dist
+from r1hpc.checkpoint.training_state import is_training_state
 from r1hpc.plan.units import show_bytes, show_count
 
-_OPTIMIZER = "optimizer."
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
 
 
@@ -131,15 +130,16 @@ def to_json(table: Contents) -> dict[str, Any]:
 
 
 def _torch_dist(checkpoint: TorchDist) -> Contents:
-    source = read_record(checkpoint.directory / SOURCE)
+    source = read_source_record(checkpoint.directory)
     owners: dict[tuple[Extent, ...], str] = {}
     rows = []
     for key, tensor in checkpoint.tensors.items():
-        owner = owners.setdefault(tuple(chunk.extent for chunk in tensor.chunks), key)
+        extents = tuple(chunk.extent for chunk in tensor.chunks)
+        owner = owners.setdefault(extents, key) if extents else key
         rows.append(_stored_row(tensor, owner if owner != key else None))
     rows.sort(key=lambda row: _model_order(row.key))
     files = {extent.file for extent in checkpoint.extents()}
-    named = f"{source['path']} (identity {source['identity'][:12]})" if source else None
+    named = f"{source.path} (identity {source.identity[:12]})" if source else None
     return Contents("torch_dist", checkpoint.directory, named, tuple(rows), len(checkpoint.objects), len(files))
 
 
@@ -149,7 +149,7 @@ def _stored_row(tensor: StoredTensor, alias_of: str | None) -> Row:
     )
     dtype = str(tensor.dtype).removeprefix("torch.")
     size = math.prod(tensor.shape) * tensor.dtype.itemsize
-    counts = alias_of is None and not tensor.key.startswith(_OPTIMIZER)
+    counts = alias_of is None and not is_training_state(tensor.key)
     return Row(tensor.key, tensor.shape, dtype, size, tuple(pieces), alias_of, counts)
 
 
@@ -167,7 +167,7 @@ def _hugging_face(directory: Path) -> Contents:
         )
         for entry in sorted(entries, key=lambda entry: _model_order(entry.name))
     ]
-    source = read_record(directory / MANIFEST).get("source", {}).get("path")
+    source = read_manifest(directory).get("source", {}).get("path")
     return Contents(Kind.HUGGING_FACE.value, directory, source, tuple(rows), 0, len(files))
 
 
@@ -178,7 +178,7 @@ def _model_order(key: str) -> tuple[Any, ...]:
     rank = next((number for number, part in enumerate(parts) if part in form), len(parts))
     layer = numbers[:1] if "layers.{}" in form else ()
     return (
-        key.startswith(_OPTIMIZER),
+        is_training_state(key),
         key.startswith("mtp."),
         rank if "layers.{}" not in form else 2,
         layer,
@@ -210,10 +210,10 @@ def _cells(row: Row) -> tuple[str, str, str, str]:
 
 
 def _from_first_difference(key: str, other: str) -> str:
-    """The parts of a dotted key from the first that is not the other's."""
+    """The parts of a dotted key from the first that is not the other's; all of one that the other begins with."""
     parts, others = key.split("."), other.split(".")
-    shared = next(number for number, pair in enumerate(zip(parts, others, strict=False)) if pair[0] != pair[1])
-    return ".".join(parts[shared:])
+    different = [number for number, pair in enumerate(zip(parts, others, strict=False)) if pair[0] != pair[1]]
+    return ".".join(parts[different[0] :]) if different else key
 
 
 def _totals(table: Contents) -> str:

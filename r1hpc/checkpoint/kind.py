@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 
 from r1hpc.checkpoint.hf_checkpoint import INDEX
-from r1hpc.checkpoint.torch_dist import METADATA, TRACKER
+from r1hpc.checkpoint.torch_dist import METADATA, TRACKER, why_unseen
 from r1hpc.errors import CheckpointError
 
 
@@ -19,11 +20,12 @@ class Kind(Enum):
 
 def kind_of(path: Path) -> Kind:
     """Which kind of checkpoint `path` holds, by its file names. Raises CheckpointError when it holds none."""
-    if (path / METADATA).is_file() or (path / TRACKER).is_file():
+    # Path.is_file raises where os.path answers no: in a directory that may not be looked into.
+    if any(os.path.isfile(path / name) for name in (METADATA, TRACKER)):
         return Kind.TORCH_DIST
-    if (path / INDEX).is_file() or (path / "model.safetensors").is_file():
+    if any(os.path.isfile(path / name) for name in (INDEX, "model.safetensors")):
         return Kind.HUGGING_FACE
     raise CheckpointError(
         f"{path}: holds no checkpoint: it has neither {METADATA} nor {TRACKER} (torch_dist), nor {INDEX} (Hugging Face)"
-        + ("" if path.is_dir() else "; it is no directory")
+        + why_unseen(path)
     )

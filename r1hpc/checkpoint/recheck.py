@@ -17,14 +17,17 @@ def recheck_file(file: Path, stored: Sequence[StoredChunk], advance: Callable[[i
     """What is wrong with the chunks of one file, each problem naming file, key and place; [] when nothing is."""
     problems = []
     buffer = bytearray(_BAND_BYTES)
-    with open(file, "rb", buffering=0) as stream:
-        for chunk in stored:
-            found = _hash(stream.fileno(), chunk.offset, chunk.length, buffer, advance)
-            if found != chunk.xxh3:
-                problems.append(
-                    f"{file}: {chunk.key} at {list(chunk.chunk.offsets)} has xxh3 {found} in bytes {chunk.offset} to "
-                    f"{chunk.offset + chunk.length - 1}; {chunk.xxh3} was written there"
-                )
+    try:
+        with open(file, "rb", buffering=0) as stream:
+            for chunk in stored:
+                found = _hash(stream.fileno(), chunk.offset, chunk.length, buffer, advance)
+                if found != chunk.xxh3:
+                    problems.append(
+                        f"{file}: {chunk.key} at {list(chunk.chunk.offsets)} has xxh3 {found} in bytes {chunk.offset} "
+                        f"to {chunk.offset + chunk.length - 1}; {chunk.xxh3} was written there"
+                    )
+    except OSError as error:
+        problems.append(f"{file}: cannot be read ({error.strerror})")
     return problems
 
 

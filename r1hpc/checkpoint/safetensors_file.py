@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from r1hpc.errors import CheckpointError
 
 ITEM_BYTES = {
@@ -34,6 +36,7 @@ _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 """The library refuses longer ones."""
 _ALIGNMENT = 8
+_SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Header:
     """Of the whole file."""
     modified_s: int
     """Whole seconds: finer stamps differ between the clients of some file systems."""
+    sample: str
+    """xxh3_64 of the first and the last 4 kB of payload: revisions of a model may have equal headers and times."""
 
 
 def read_header(file: Path) -> Header:
@@ -76,6 +81,9 @@ def read_header(file: Path) -> Header:
         with open(file, "rb") as stream:
             status = os.fstat(stream.fileno())
             raw, length = _read_json_bytes(stream.read(_LENGTH_BYTES), stream.read, file)
+            sample = xxhash.xxh3_64(stream.read(_SAMPLE_BYTES))
+            stream.seek(max(length, status.st_size - _SAMPLE_BYTES))
+            sample.update(stream.read(_SAMPLE_BYTES))
     except OSError as error:
         raise CheckpointError(
             f"{file}: cannot be read ({error.strerror}); every shard of the index has to be there"
@@ -87,7 +95,7 @@ def read_header(file: Path) -> Header:
         raise CheckpointError(f"{file}: is no safetensors file (its header cannot be read: {error})") from error
     tensors.sort(key=lambda entry: entry.begin)
     _check_layout(file, tensors, length, status.st_size)
-    return Header(file, tuple(tensors), status.st_size, int(status.st_mtime))
+    return Header(file, tuple(tensors), status.st_size, int(status.st_mtime), sample.hexdigest())
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> bytes:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import torch
 import xxhash
 
-from r1hpc.checkpoint.positioned import write_at
+from r1hpc.checkpoint.positioned import PositionedWriter
 from r1hpc.checkpoint.safetensors_file import ITEM_BYTES, header_bytes
 from r1hpc.errors import CheckpointError
 from r1hpc.publish import publishing
@@ -39,7 +39,7 @@ class ShardWriter:
         """xxh3_64 of each complete tensor's bytes."""
         self.current = "the header"
         """The tensor written last."""
-        self._descriptor = stream.fileno()
+        self._file = PositionedWriter(stream.fileno())
         self._slots: dict[str, _Slot] = {}
         header = header_bytes(layout)
         self.size_bytes = len(header)
@@ -47,7 +47,7 @@ class ShardWriter:
             count = math.prod(shape) * ITEM_BYTES[dtype]
             self._slots[name] = _Slot(self.size_bytes, count)
             self.size_bytes += count
-        write_at(self._descriptor, memoryview(header), 0)
+        self._file.write_at(memoryview(header), 0)
 
     def append(self, name: str, values: torch.Tensor) -> None:
         """Write the next band of a tensor of the layout."""
@@ -56,7 +56,7 @@ class ShardWriter:
         data = values.contiguous().view(-1).view(torch.uint8).numpy().data
         assert len(data) <= slot.left, f"{name}: {len(data)} bytes where {slot.left} are left"
         slot.digest.update(data)
-        write_at(self._descriptor, data, slot.position)
+        self._file.write_at(data, slot.position)
         slot.position += len(data)
         slot.left -= len(data)
         if not slot.left:
@@ -69,16 +69,16 @@ class ShardWriter:
 
 
 @contextmanager
-def writing_shard(path: Path, layout: Layout) -> Iterator[ShardWriter]:
+def writing_shard(path: Path, layout: Layout, beside: Path | None = None) -> Iterator[ShardWriter]:
     """A writer whose file is published as `path` when the block ends well; of a failed one nothing is left.
 
     The block may read, but whatever reads has to turn its own OSError into something else.
-
+    beside: directory of the temporary file; null means that of `path`.
     Raises CheckpointError naming file and tensor when the file system refuses.
     """
     writer = None
     try:
-        with publishing(path) as stream:
+        with publishing(path, beside) as stream:
             writer = ShardWriter(stream, layout)
             yield writer
             writer.finish()

@@ -9,13 +9,16 @@ from r1hpc.errors import CheckpointError
 from r1hpc.plan.units import show_bytes
 
 
-def require_space(directory: Path, needed_bytes: int, what: str) -> None:
-    """Raise CheckpointError when the file system of `directory` has less than `needed_bytes` free."""
+def require_space(directory: Path, needed_bytes: int, what: str, hint: str = "") -> None:
+    """Raise CheckpointError when the file system of `directory` has less than `needed_bytes` free.
+
+    hint: what could be removed.
+    """
     free = shutil.disk_usage(directory).free
     if free < needed_bytes:
         raise CheckpointError(
             f"{directory}: {what} takes {show_bytes(needed_bytes)} more, {show_bytes(free)} are free; "
-            "make room or choose another directory (nothing was written)"
+            f"make room or choose another directory{hint} (nothing was written)"
         )
 
 

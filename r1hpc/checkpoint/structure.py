@@ -6,23 +6,24 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from r1hpc.checkpoint.boxes import coverage_problem, whole
 from r1hpc.checkpoint.names import TensorName, extra_state_keys
 from r1hpc.checkpoint.placement import find_place
+from r1hpc.checkpoint.release_records import ReleaseManifest
 from r1hpc.checkpoint.torch_dist import TRACKER, Chunk, Extent, StoredTensor, TorchDist
+from r1hpc.checkpoint.training_state import is_training_state
 from r1hpc.plan.model_shape import ModelShape
 
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
-_TRAINING = ("optimizer.", "rng_state", "rerun_state_machine_state")
-"""Keys of what a training run keeps beside the weights."""
 
 
 def coverage_problems(checkpoint: TorchDist) -> Iterator[str]:
     """Tensors whose chunks leave a part out or hold one twice: Megatron loads them without a word."""
+    if not checkpoint.tensors:
+        yield f"{checkpoint.directory}: holds no tensor"
     for key, tensor in checkpoint.tensors.items():
         problem = coverage_problem(whole(tensor.shape), [chunk.box for chunk in tensor.chunks])
         if problem:
@@ -38,6 +39,7 @@ def model_problems(
     an optimizer and random states too, may be in float32, and may lack the prediction layers.
     """
     used: set[str] = set()
+    judged: set[str] = set()
     for name in names:
         used |= {name.key, name.te_key or name.key}
         place = find_place(name, shape.num_layers, checkpoint.tensors.keys())
@@ -46,27 +48,28 @@ def model_problems(
                 yield f"{checkpoint.directory}: has no {name.key}, which {name.hf} becomes"
             continue
         used.add(place.key)
-        # Thousands of experts share one tensor: it is judged once.
-        if name.expert in (None, 0) or place.key != name.key:
+        # Thousands of experts share one tensor, a copy has that of its original: it is judged once.
+        if place.key not in judged:
+            judged.add(place.key)
             yield from _tensor_problems(checkpoint, name, checkpoint.tensors[place.key], place.shape, converted)
     for key in sorted(checkpoint.tensors.keys() - used):
-        if converted or not key.startswith(_TRAINING):
+        if converted or not is_training_state(key):
             yield f"{checkpoint.directory}: {key} belongs to no weight of the model that config.json describes"
     if converted:
         yield from _released_form_problems(checkpoint, shape, names)
 
 
-def file_problems(checkpoint: TorchDist, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def file_problems(checkpoint: TorchDist, recorded: Mapping[str, int]) -> Iterator[str]:
     """Files that are missing or cut, and ranges of bytes that two tensors share.
 
-    recorded: of each file its size, from the manifest; {} where there is none.
+    recorded: size of each file, from the manifest; {} where there is none.
     """
     ends: dict[str, int] = {}
     for extent in checkpoint.extents():
         ends[extent.file] = max(ends.get(extent.file, 0), extent.offset + extent.length)
     for name in sorted(ends.keys() | recorded.keys()):
         size = _size(checkpoint.directory / name)
-        expected = recorded[name]["size"] if name in recorded else None
+        expected = recorded.get(name)
         if size is None:
             yield f"{checkpoint.directory / name}: is missing"
         elif expected is not None and size != expected:
@@ -87,27 +90,42 @@ def form_problems(checkpoint: TorchDist) -> Iterator[str]:
         yield f"{file}: cannot be read ({error}); Megatron does not load a checkpoint without it"
     if checkpoint.directory.name == "release":
         tracker = checkpoint.directory.parent / TRACKER
-        word = tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else None
-        if word != "release":
-            found = "is missing" if word is None else f"says {word[:40]!r}"
+        try:
+            word = tracker.read_bytes().strip()
+            found = "" if word == b"release" else f"says {word[:40].decode(errors='replace')!r}"
+        except OSError as error:
+            found = f"cannot be read ({error.strerror})"
+        if found:
             yield f"{tracker}: {found}; it must say release, or --ref-load does not find the checkpoint"
 
 
-def manifest_problems(checkpoint: TorchDist, chunks: Mapping[str, Sequence[Sequence[Any]]]) -> Iterator[str]:
-    """Where `.metadata` and the manifest do not say the same of a chunk. chunks: as in the manifest."""
-    for key, rows in chunks.items():
-        written = {(tuple(row[0]), tuple(row[1]), row[2], row[3], row[4]) for row in rows}
-        stored = checkpoint.tensors.get(key)
-        named = set[tuple[Any, ...]]()
-        if stored is not None:
-            named = {
-                (chunk.box.offset, chunk.box.sizes, chunk.extent.file, chunk.extent.offset, chunk.extent.length)
-                for chunk in stored.chunks
-            }
-        for offset, sizes, file, begin, _ in sorted(written - named):
+def manifest_problems(checkpoint: TorchDist, manifest: ReleaseManifest) -> Iterator[str]:
+    """Where `.metadata` and the manifest do not say the same of a chunk.
+
+    A second name of a tensor stands in `.metadata` alone; its chunks are those of the first.
+    """
+    written = {
+        (stored.key, stored.chunk.offsets, stored.chunk.sizes, file, stored.offset, stored.length)
+        for file, chunks in manifest.chunks.items()
+        for stored in chunks
+    }
+    named = {
+        (key, chunk.box.offset, chunk.box.sizes, chunk.extent.file, chunk.extent.offset, chunk.extent.length)
+        for key, tensor in checkpoint.tensors.items()
+        for chunk in tensor.chunks
+    }
+    for key, offset, sizes, file, begin, _ in sorted(written - named):
+        yield (
+            f"{checkpoint.directory / file}: {key} at {list(offset)} of {list(sizes)} was written at byte {begin}; "
+            ".metadata does not say so"
+        )
+    keys, unnamed = {row[0] for row in written}, {row[1:] for row in written}
+    for row in sorted(named - written):
+        key, offset, sizes, file, begin, _ = row
+        if key in keys or row[1:] not in unnamed:
             yield (
-                f"{checkpoint.directory / file}: {key} at {list(offset)} of {list(sizes)} was written at byte {begin}; "
-                ".metadata does not say so"
+                f"{checkpoint.directory / file}: .metadata says that {key} at {list(offset)} of {list(sizes)} begins "
+                f"at byte {begin}; the manifest does not"
             )
 
 

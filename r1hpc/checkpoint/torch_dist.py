@@ -6,11 +6,13 @@ alone; `ChunkReader` reads payloads.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -28,6 +30,8 @@ from r1hpc.errors import CheckpointError, CheckpointProblems
 METADATA = ".metadata"
 TRACKER = "latest_checkpointed_iteration.txt"
 _MAX_PROBLEMS = 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,24 +105,34 @@ def resolve(path: Path) -> Path:
 
     Raises CheckpointError when there is none, naming what is missing.
     """
-    if (path / METADATA).is_file():
+    if os.path.isfile(path / METADATA):  # Path.is_file raises in a directory that may not be looked into
         return path
     tracker = path / TRACKER
     try:
         word = tracker.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path}: is no torch_dist checkpoint: it has neither {METADATA} nor {TRACKER}"
-            + ("" if path.is_dir() else "; it is no directory")
+            f"{path}: is no torch_dist checkpoint: it has neither {METADATA} nor {TRACKER}{why_unseen(path)}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{tracker}: cannot be read ({error})") from error
     if word != "release" and not (word.isascii() and word.isdigit()):
         raise CheckpointError(f'{tracker}: says {word[:40]!r}; it must say "release" or the number of an iteration')
     directory = path / (word if word == "release" else f"iter_{int(word):07d}")
-    if not (directory / METADATA).is_file():
+    if not os.path.isfile(directory / METADATA):
         raise CheckpointError(f"{tracker}: names {word}, but {directory / METADATA} is not there")
     return directory
+
+
+def why_unseen(path: Path) -> str:
+    """What keeps the files of a directory from being seen, to be added to an error; empty if nothing does."""
+    try:
+        os.scandir(path).close()
+    except NotADirectoryError:
+        return "; it is no directory"
+    except OSError as error:
+        return f"; it cannot be looked into ({error.strerror})"
+    return ""
 
 
 def open_torch_dist(path: Path) -> TorchDist:
@@ -130,25 +144,35 @@ def open_torch_dist(path: Path) -> TorchDist:
     file = directory / METADATA
     metadata = read_dcp_metadata(file)
     problems: list[str] = []
+    try:
+        checkpoint = _understood(directory, metadata, problems)
+    except Exception as error:  # it came from a pickle, and any of its fields may be anything
+        raise CheckpointError(f"{file}: is no metadata of a checkpoint ({error}); it is damaged") from error
+    if problems:
+        rest = len(problems) - _MAX_PROBLEMS
+        shown = [f"{file}: {problem}" for problem in problems[:_MAX_PROBLEMS]]
+        raise CheckpointProblems(shown + ([f"and {rest} more"] if rest > 0 else []))
+    return checkpoint
+
+
+def _understood(directory: Path, metadata: Metadata, problems: list[str]) -> TorchDist:
     extents = _extents(metadata, problems)
     tensors: dict[str, StoredTensor] = {}
     objects: dict[str, Extent] = {}
     for key, stored in metadata.state_dict_metadata.items():
         if isinstance(stored, TensorStorageMetadata):
-            tensors[key] = _tensor(key, stored, extents, problems)
+            tensors[_checked(key, str)] = _tensor(key, stored, extents, problems)
         elif isinstance(stored, BytesStorageMetadata):
-            if (extent := extents.pop((key, None), None)) is None:
+            if (extent := extents.pop((_checked(key, str), None), None)) is None:
                 problems.append(f"{key}: no file is named for it")
             else:
                 objects[key] = extent
+        else:
+            problems.append(f"{key}: is a {type(stored).__name__}, neither a tensor nor an object")
     problems += [
         f"{key} at {list(offset or ())}: {extent.file} has it, but no tensor claims it"
         for (key, offset), extent in extents.items()
     ]
-    if problems:
-        rest = len(problems) - _MAX_PROBLEMS
-        shown = [f"{file}: {problem}" for problem in problems[:_MAX_PROBLEMS]]
-        raise CheckpointProblems(shown + ([f"and {rest} more"] if rest > 0 else []))
     return TorchDist(directory, tensors, objects)
 
 
@@ -169,22 +193,37 @@ def _extents(metadata: Metadata, problems: list[str]) -> _Extents:
                 f"{index.fqn}: is stored transformed ({', '.join(info.transform_descriptors)}); that cannot be read"
             )
         else:
-            offset = None if index.offset is None else tuple(index.offset)
-            found[index.fqn, offset] = Extent(str(path), info.offset, info.length)
+            offset = None if index.offset is None else _numbers(index.offset)
+            found[_checked(index.fqn, str), offset] = Extent(str(path), *_numbers((info.offset, info.length)))
     return found
 
 
 def _tensor(key: str, stored: TensorStorageMetadata, extents: _Extents, problems: list[str]) -> StoredTensor:
     """The tensor with its chunks, whose extents are taken out of `extents`: what is left belongs to nothing."""
     chunks: list[Chunk] = []
+    shape = _numbers(stored.size)
     for chunk in stored.chunks:
-        box = Box(tuple(chunk.offsets), tuple(chunk.sizes))
+        box = Box(_numbers(chunk.offsets), _numbers(chunk.sizes))
         extent = extents.pop((key, box.offset), None)
-        if extent is None:
+        if len(box.offset) != len(shape) or len(box.sizes) != len(shape):
+            problems.append(f"{key}: its part {list(box.offset)} + {list(box.sizes)} is no box of {list(shape)}")
+        elif extent is None:
             problems.append(f"{key}: no file is named for its part {box}")
-        elif len(box.offset) != len(stored.size) or len(box.sizes) != len(stored.size):
-            problems.append(f"{key}: its part {list(box.offset)} + {list(box.sizes)} is no box of {list(stored.size)}")
         else:
             chunks.append(Chunk(box, extent))
     chunks.sort(key=lambda chunk: chunk.box.offset)
-    return StoredTensor(key, tuple(stored.size), stored.properties.dtype, tuple(chunks))
+    return StoredTensor(key, shape, _checked(stored.properties.dtype, torch.dtype), tuple(chunks))
+
+
+def _numbers(values: Iterable[Any]) -> tuple[int, ...]:
+    """Sizes or offsets."""
+    numbers = tuple(values)
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise TypeError(f"{numbers!r:.60} are no sizes or offsets")
+    return numbers
+
+
+def _checked(value: T, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.60} is no {kind.__name__}")
+    return value

@@ -10,9 +10,10 @@ import torch
 
 from r1hpc.checkpoint.bands import BandReader
 from r1hpc.checkpoint.chunk_reader import ChunkReader
+from r1hpc.checkpoint.differences import Differences
 from r1hpc.checkpoint.findings import Verification
 from r1hpc.checkpoint.fold import template
-from r1hpc.checkpoint.hf_checkpoint import HfCheckpoint
+from r1hpc.checkpoint.hf_checkpoint import SCALE_SUFFIX, HfCheckpoint
 from r1hpc.checkpoint.layout import item_bytes
 from r1hpc.checkpoint.names import TensorName
 from r1hpc.checkpoint.placement import find_place
@@ -22,7 +23,6 @@ from r1hpc.checkpoint.workers import Advance, Work
 from r1hpc.errors import CheckpointError
 
 _BATCH_BYTES = 256 << 20
-_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ValueCheck:
     """Compares batches; each process that calls it reads through buffers and files of its own."""
 
     def __init__(self, checkpoint: TorchDist, source: HfCheckpoint, recorded: Mapping[str, str]) -> None:
-        """recorded: hash of each source tensor when it was converted; {} where that is not known."""
+        """recorded: hash of each tensor of this very source when it was converted; {} where that is not known."""
         self._bands = BandReader(source)
         self._chunks = ChunkReader(checkpoint)
         self._recorded = recorded
@@ -57,41 +57,33 @@ class ValueCheck:
                 found.append(problem)
         return found
 
-    def stored(self, names: Sequence[TensorName]) -> list[TensorName]:
-        """Those that the checkpoint holds: one of a training run may lack the prediction layers."""
-        keys, num_layers = self._chunks.checkpoint.tensors.keys(), self._bands.checkpoint.shape.num_layers
-        return [name for name in names if find_place(name, num_layers, keys) is not None]
-
     def _compare(self, name: TensorName, advance: Advance) -> str | None:
         checkpoint, source = self._chunks.checkpoint, self._bands.checkpoint
         place = find_place(name, source.shape.num_layers, checkpoint.tensors.keys())
         assert place is not None, f"{name.hf} is not among those stored"
         stored = checkpoint.tensors[place.key]
-        differing, first = 0, ""
+        differences = Differences()
         for row, values in self._bands.bands(name.hf):
             box = place.rows(row, len(values), len(name.shape))
-            expected = values.to(stored.dtype).view(box.sizes)
             held = self._chunks.read_box(place.key, box, self._scratch.tensor(box.sizes, stored.dtype))
+            differences.add(box.offset, held, values.to(stored.dtype).view(box.sizes))
             advance(values.nbytes)
-            if _same_bytes(held, expected):
-                continue
-            wrong = _bits(held) != _bits(expected)
-            if not differing:
-                at = wrong.nonzero()[0].tolist()
-                index = [begin + step for begin, step in zip(box.offset, at, strict=True)]
-                first = f"{index}: {held[tuple(at)].item()!r} where the source has {expected[tuple(at)].item()!r}"
-            differing += int(wrong.sum())
-        if not differing:
-            return None
+        origin = f"{name.hf} of {source.entries[name.hf].file}"
+        if not differences.count:
+            return f"{origin}: {changed}" if (changed := self._changed(name)) else None
         file = next(checkpoint.directory / chunk.extent.file for chunk, _ in stored.meeting(place.box))
+        changed = self._changed(name)
         return (
-            f"{file}: {place.key} {place.box} differs from {name.hf} of {source.entries[name.hf].file} in "
-            f"{differing:,} of {place.box.volume:,} elements, first at {first}{self._blame(name)}"
+            f"{file}: {place.key} {place.box} differs from {origin} in {differences.count:,} of "
+            f"{place.box.volume:,} elements, first at {differences.first}" + (f"; {changed}" if changed else "")
         )
 
-    def _blame(self, name: TensorName) -> str:
-        if name.hf in self._recorded and self._recorded[name.hf] != self._bands.hashes[name.hf]:
-            return "; the source has changed since the conversion"
+    def _changed(self, name: TensorName) -> str:
+        """Whether the source is another now than the one on record, in words; empty if it is not."""
+        for part in (name.hf, name.hf + SCALE_SUFFIX):
+            read, noted = self._bands.hashes.get(part), self._recorded.get(part)
+            if read is not None and noted is not None and read != noted:
+                return f"the source has changed since the conversion ({part} has xxh3 {read}, on record is {noted})"
         return ""
 
 
@@ -141,15 +133,3 @@ def sample(names: Sequence[TensorName], count: int, seed: int = 0) -> list[Tenso
             break
         chosen.setdefault(name)
     return list(chosen)
-
-
-def _bits(values: torch.Tensor) -> torch.Tensor:
-    """Bit patterns: zeros of either sign are equal as numbers."""
-    return values.view(_INTEGER[values.dtype.itemsize])
-
-
-def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """torch.equal goes element by element: the wider, the faster."""
-    a, b = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other))
-    whole = a.numel() // 8 * 8
-    return torch.equal(a[:whole].view(torch.int64), b[:whole].view(torch.int64)) and torch.equal(a[whole:], b[whole:])

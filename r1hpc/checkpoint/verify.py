@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def verify(
     `path` or a given `source` holds no checkpoint at all; whatever else is wrong is in the findings.
     """
     verification = Verification(scope, workers, say)
+    # Within a checkpoint `.` has no name, and it is by its name that a release is known.
+    path = Path(os.path.abspath(path))
     match kind_of(path):
         case Kind.TORCH_DIST:
             verify_torch_dist(resolve(path), source, verification)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from r1hpc.checkpoint.distcp import StoredChunk
 from r1hpc.checkpoint.findings import Verification
-from r1hpc.checkpoint.hf_checkpoint import CONFIG, INDEX, MANIFEST, HfCheckpoint, open_checkpoint
-from r1hpc.checkpoint.hf_values import FiniteValues, SameValues
-from r1hpc.checkpoint.kind import Kind, kind_of
+from r1hpc.checkpoint.hf_checkpoint import CONFIG, INDEX, MANIFEST, HfCheckpoint, open_checkpoint, read_manifest
+from r1hpc.checkpoint.hf_values import FiniteValues, HfWeights, SameValues
 from r1hpc.checkpoint.layout import Chunk
+from r1hpc.checkpoint.names import TensorName
 from r1hpc.checkpoint.recheck import recheck_file
-from r1hpc.checkpoint.recorded_source import each_problem, open_source
-from r1hpc.checkpoint.records import read_record
+from r1hpc.checkpoint.recorded_source import Recorded, config_problems, each_problem, open_origin
+from r1hpc.checkpoint.records import read_object
 from r1hpc.checkpoint.safetensors_file import TensorEntry
-from r1hpc.checkpoint.torch_dist import open_torch_dist
-from r1hpc.checkpoint.values import ValueCheck, compare_values
+from r1hpc.checkpoint.stored_weights import StoredWeights
+from r1hpc.checkpoint.torch_dist import TorchDist
+from r1hpc.checkpoint.values import compare_values
 from r1hpc.checkpoint.workers import Advance
 from r1hpc.errors import R1hpcError
 
@@ -45,18 +45,24 @@ def verify_hugging_face(directory: Path, given_source: Path | None, verification
     findings = verification.findings
     try:
         checkpoint = open_checkpoint(directory)
-        manifest = read_record(directory / MANIFEST)
+        manifest = read_manifest(directory)
     except R1hpcError as error:
         findings.problems += each_problem(error)
         return
+    origin = None
+    if verification.scope.values:
+        source = manifest.get("source")
+        recorded = Recorded(Path(source["path"]), source["identity"]) if source else None
+        origin = open_origin(given_source, recorded, findings)
     findings.checked.append(f"structure: {len(checkpoint.names):,} tensors in {len(checkpoint.headers)} files")
+    findings.problems += _quantization_problems(checkpoint)
     if manifest:
-        findings.problems += _index_problems(checkpoint)
+        findings.problems += _total_problems(checkpoint)
         _check_manifest(checkpoint, manifest, verification)
     else:
-        findings.unchecked.append(f"hashes: {MANIFEST} is not there; the cast and the export write one")
+        findings.unchecked.append(f"hashes: {MANIFEST} is not there, or not of ours; the cast and the export write one")
     if verification.scope.values:
-        _check_values(checkpoint, manifest.get("source", {}), given_source, verification)
+        _check_values(checkpoint, origin, bool(manifest), verification)
 
 
 def _check_manifest(checkpoint: HfCheckpoint, manifest: Mapping[str, Any], verification: Verification) -> None:
@@ -68,39 +74,58 @@ def _check_manifest(checkpoint: HfCheckpoint, manifest: Mapping[str, Any], verif
 
 
 def _check_values(
-    checkpoint: HfCheckpoint, record: Mapping[str, Any], given_source: Path | None, verification: Verification
+    checkpoint: HfCheckpoint, origin: HfCheckpoint | TorchDist | None, exported: bool, verification: Verification
 ) -> None:
-    origin = given_source or (Path(record["path"]) if record else None)
-    names, findings = checkpoint.names, verification.findings
-    if origin is not None and origin.is_dir() and kind_of(origin) is Kind.TORCH_DIST:
-        if checkpoint.has_fp8:
-            findings.unchecked.append(f"values against {origin}: quantizing has rounded them")
-        else:
-            check = ValueCheck(open_torch_dist(origin), checkpoint, {})
-            compare_values(check, check.stored(names), checkpoint, f"compared with {origin}, bit for bit", verification)
-        return
-    source = open_source(given_source, record, findings)
-    if source is None:
-        compare_values(FiniteValues(checkpoint), names, checkpoint, "read, for any that is not finite", verification)
-    elif set(source.names) != set(names):
-        findings.problems.append(f"{checkpoint.directory}: is of another model than {source.directory}")
+    names = checkpoint.names
+    if isinstance(origin, TorchDist):
+        _compare_with_stored(checkpoint, origin, exported, verification)
+    elif origin is None:
+        _check_finite(checkpoint, names, verification)
+    elif set(origin.names) != set(names):
+        verification.findings.problems.append(f"{checkpoint.directory}: is of another model than {origin.directory}")
     else:
-        same = SameValues(checkpoint, source)
-        compare_values(same, names, checkpoint, f"compared with {source.directory}", verification)
+        verification.findings.problems += config_problems(checkpoint.directory / CONFIG, checkpoint.config, origin)
+        same = SameValues(checkpoint, HfWeights(origin), exported=exported)
+        compare_values(same, names, checkpoint, f"compared with {origin.directory}", verification)
 
 
-def _index_problems(checkpoint: HfCheckpoint) -> Iterator[str]:
-    """A total size that is not that of the tensors; a quantization that config.json and the files disagree on."""
-    file = checkpoint.directory / INDEX
-    if file.exists():
-        total = json.loads(file.read_text(encoding="utf-8")).get("metadata", {}).get("total_size")
-        actual = sum(entry.size_bytes for entry in checkpoint.entries.values())
-        if total != actual:
-            yield f"{file}: total_size is {total}; the tensors have {actual:,} bytes"
-    if ("quantization_config" in checkpoint.config) != checkpoint.has_fp8:
-        says = "names" if "quantization_config" in checkpoint.config else "does not name"
+def _compare_with_stored(
+    checkpoint: HfCheckpoint, origin: TorchDist, exported: bool, verification: Verification
+) -> None:
+    weights = StoredWeights(origin, checkpoint.shape.num_layers)
+    held = [name for name in checkpoint.names if weights.place(name) is not None]
+    what = f"compared with {origin.directory}, bit for bit"
+    same = SameValues(checkpoint, weights, exported=exported)
+    compare_values(same, held, checkpoint, what, verification)
+    if others := [name for name in checkpoint.names if weights.place(name) is None]:
+        verification.findings.unchecked.append(
+            f"values of {len(others):,} tensors against a source: {origin.directory} does not hold them"
+        )
+        _check_finite(checkpoint, others, verification)
+
+
+def _check_finite(checkpoint: HfCheckpoint, names: Sequence[TensorName], verification: Verification) -> None:
+    what = "read, for any that is not finite"
+    compare_values(FiniteValues(checkpoint), names, checkpoint, what, verification)
+
+
+def _total_problems(checkpoint: HfCheckpoint) -> Iterator[str]:
+    """A total size that is not that of the tensors. Only what we wrote is known to have the right one."""
+    index = read_object(checkpoint.directory / INDEX) or {}
+    metadata = index.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    actual = sum(entry.size_bytes for entry in checkpoint.entries.values())
+    if index and total != actual:
+        yield f"{checkpoint.directory / INDEX}: total_size is {total}; the tensors have {actual:,} bytes"
+
+
+def _quantization_problems(checkpoint: HfCheckpoint) -> Iterator[str]:
+    """A quantization that config.json and the weights disagree on: loaders believe config.json."""
+    named = checkpoint.config.get("quantization_config") is not None
+    if named != checkpoint.has_fp8:
+        says = "names a quantization_config" if named else "names no quantization_config"
         stored = "fp8" if checkpoint.has_fp8 else "bf16"
-        yield f"{checkpoint.directory / CONFIG}: {says} a quantization_config, the weights are {stored}"
+        yield f"{checkpoint.directory / CONFIG}: {says}, the weights are {stored}"
 
 
 def _hashed_files(checkpoint: HfCheckpoint, manifest: Mapping[str, Any]) -> tuple[list[_HashedFile], list[str]]:
@@ -121,8 +146,8 @@ def _hashed_files(checkpoint: HfCheckpoint, manifest: Mapping[str, Any]) -> tupl
             problems.append(f"{header.file}: {name} is {where}")
         pairs = tuple((entry, hashes[entry.name]) for entry in header.tensors if entry.name in hashes)
         files.append(_HashedFile(header.file, pairs))
-    missing = recorded.keys() - {header.file.name for header in checkpoint.headers}
-    problems += [f"{checkpoint.directory / name}: is in the manifest, but no tensor lies in it" for name in missing]
+    for name in sorted(recorded.keys() - {header.file.name for header in checkpoint.headers}):
+        problems.append(f"{checkpoint.directory / name}: is in the manifest, but no tensor lies in it")
     return files, problems
 
 

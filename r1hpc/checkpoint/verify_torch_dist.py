@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
 from r1hpc.checkpoint import structure
+from r1hpc.checkpoint.conversion import SOURCE
 from r1hpc.checkpoint.distcp import StoredChunk
 from r1hpc.checkpoint.findings import Findings, Verification
-from r1hpc.checkpoint.hf_checkpoint import MANIFEST, HfCheckpoint
-from r1hpc.checkpoint.layout import Chunk
+from r1hpc.checkpoint.hf_checkpoint import MANIFEST
 from r1hpc.checkpoint.names import TensorName, tensors
+from r1hpc.checkpoint.placement import find_place
 from r1hpc.checkpoint.recheck import recheck_file
-from r1hpc.checkpoint.recorded_source import each_problem, open_source
-from r1hpc.checkpoint.records import read_record
-from r1hpc.checkpoint.release import SOURCE
+from r1hpc.checkpoint.recorded_source import Recorded, config_problems, each_problem, open_source
+from r1hpc.checkpoint.release_records import ReleaseManifest, read_release_manifest, read_source_record
 from r1hpc.checkpoint.torch_dist import TorchDist, open_torch_dist
 from r1hpc.checkpoint.values import ValueCheck, compare_values
 from r1hpc.checkpoint.workers import Advance
@@ -45,37 +45,41 @@ def verify_torch_dist(directory: Path, given_source: Path | None, verification: 
     findings = verification.findings
     try:
         checkpoint = open_torch_dist(directory)
-        record, manifest = read_record(directory / SOURCE), read_record(directory / MANIFEST)
+        record, manifest = read_source_record(directory), read_release_manifest(directory)
+        shape = model_shape(record.config, directory / SOURCE) if record else None
     except R1hpcError as error:
         findings.problems += each_problem(error)
         return
-    source = open_source(given_source, record, findings)
-    shape = _shape(record, source, directory)
+    recorded = Recorded(record.path, record.identity) if record else None
+    source = open_source(given_source, recorded, findings)
+    if shape is None and source is not None:
+        shape = source.shape
     names = tensors(shape) if shape else ()
     _check_structure(checkpoint, manifest, findings)
-    _check_model(checkpoint, shape, names, bool(record), findings)
+    _check_model(checkpoint, shape, names, record is not None, findings)
     if verification.scope.hashes:
         _check_hashes(checkpoint, manifest, verification)
-    if verification.scope.values and source is not None:
-        if set(names) != set(source.names):
-            findings.problems.append(f"{directory}: is of another model than {source.directory}")
-            return
-        check = ValueCheck(checkpoint, source, record.get("tensors", {}))
-        what = f"compared with {source.directory}, bit for bit"
-        compare_values(check, check.stored(names), source, what, verification)
-
-
-def _shape(record: Mapping[str, Any], source: HfCheckpoint | None, directory: Path) -> ModelShape | None:
+    if source is None or shape is None:
+        return
+    if set(names) != set(source.names):
+        findings.problems.append(f"{directory}: is of another model than {source.directory}")
+        return
     if record:
-        return model_shape(record["config"], directory / SOURCE)
-    return source.shape if source else None
+        findings.problems += config_problems(directory / SOURCE, record.config, source)
+    if verification.scope.values:
+        hashes = record.hashes if record and recorded and recorded.names(source) else {}
+        what = f"compared with {source.directory}, bit for bit"
+        held = _held(checkpoint, shape, names)
+        compare_values(ValueCheck(checkpoint, source, hashes), held, source, what, verification)
 
 
-def _check_structure(checkpoint: TorchDist, manifest: Mapping[str, Any], findings: Findings) -> None:
+def _check_structure(checkpoint: TorchDist, manifest: ReleaseManifest | None, findings: Findings) -> None:
+    sizes = {name: file.size_bytes for name, file in manifest.files.items()} if manifest else {}
     findings.problems += structure.form_problems(checkpoint)
-    findings.problems += structure.file_problems(checkpoint, manifest.get("files", {}))
+    findings.problems += structure.file_problems(checkpoint, sizes)
     findings.problems += structure.coverage_problems(checkpoint)
-    findings.problems += structure.manifest_problems(checkpoint, manifest.get("chunks", {}))
+    if manifest:
+        findings.problems += structure.manifest_problems(checkpoint, manifest)
     chunks = sum(len(tensor.chunks) for tensor in checkpoint.tensors.values())
     findings.checked.append(f"structure: {len(checkpoint.tensors):,} tensors, their {chunks:,} chunks, their files")
 
@@ -87,36 +91,41 @@ def _check_model(
         findings.unchecked.append(f"which tensors there must be: {SOURCE} is not there; give --source HF_DIR")
         return
     findings.problems += structure.model_problems(checkpoint, shape, names, converted=converted)
-    findings.checked.append(f"model: a place for each of the {len(names):,} Hugging Face tensors of its config.json")
+    held = len(_held(checkpoint, shape, names))
+    findings.checked.append(f"model: a place for each of {held:,} Hugging Face tensors of its config.json")
+    if held < len(names) and not converted:
+        findings.unchecked.append(
+            f"{len(names) - held:,} tensors of prediction layers: the checkpoint does not hold them"
+        )
 
 
-def _check_hashes(checkpoint: TorchDist, manifest: Mapping[str, Any], verification: Verification) -> None:
-    if not manifest:
+def _held(checkpoint: TorchDist, shape: ModelShape, names: Sequence[TensorName]) -> list[TensorName]:
+    """Those that the checkpoint has a place for: one of a training run may lack the prediction layers."""
+    keys = checkpoint.tensors.keys()
+    return [name for name in names if find_place(name, shape.num_layers, keys) is not None]
+
+
+def _check_hashes(checkpoint: TorchDist, manifest: ReleaseManifest | None, verification: Verification) -> None:
+    if manifest is None:
         verification.findings.unchecked.append(f"hashes: {MANIFEST} is not there; only convert writes one")
         return
-    of_file: dict[str, list[StoredChunk]] = {}
-    for key, rows in manifest["chunks"].items():
-        for offsets, sizes, file, offset, length, xxh3 in rows:
-            chunk = StoredChunk(key, Chunk(tuple(offsets), tuple(sizes)), offset, length, xxh3)
-            of_file.setdefault(file, []).append(chunk)
     units = [
-        _StoredFile(checkpoint.directory / file, record["size"], record["xxh3"], _in_order(of_file.get(file, [])))
-        for file, record in manifest["files"].items()
-        if (checkpoint.directory / file).is_file()
+        _StoredFile(checkpoint.directory / name, record.size_bytes, record.xxh3, manifest.chunks.get(name, ()))
+        for name, record in manifest.files.items()
+        if os.path.isfile(checkpoint.directory / name)
     ]
     verification.run("hashes", units, sum(unit.size_bytes for unit in units), _check_file)
     chunks = sum(len(unit.chunks) for unit in units)
     verification.findings.checked.append(f"hashes: {len(units):,} files, {chunks:,} chunks")
 
 
-def _in_order(chunks: Sequence[StoredChunk]) -> tuple[StoredChunk, ...]:
-    return tuple(sorted(chunks, key=lambda chunk: chunk.offset))
-
-
 def _check_file(unit: _StoredFile, advance: Advance) -> list[str]:
     problems = recheck_file(unit.file, unit.chunks, advance)
-    if unit.xxh3 is not None:
-        found = xxhash.xxh3_64_hexdigest(unit.file.read_bytes())
+    if unit.xxh3 is not None and not problems:
+        try:
+            found = xxhash.xxh3_64_hexdigest(unit.file.read_bytes())
+        except OSError as error:
+            return [f"{unit.file}: cannot be read ({error.strerror})"]
         if found != unit.xxh3:
             problems.append(f"{unit.file}: has xxh3 {found}; {unit.xxh3} was written")
     return problems

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -121,8 +122,9 @@ def _end(workers: Sequence[_Worker]) -> None:
                 worker.pipe.send(None)
             elif worker.process.pid is not None:
                 os.kill(worker.process.pid, _LEAVE)
+    deadline = time.monotonic() + _END_S
     for worker in workers:
-        worker.process.join(_END_S)
+        worker.process.join(max(0.0, deadline - time.monotonic()))
         if worker.process.exitcode is None:
             worker.process.kill()
             worker.process.join()

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.checkpoint.cast import run_cast_task
-from r1hpc.checkpoint.cast_plan import plan_cast
+from r1hpc.checkpoint.cast import plan_cast, run_cast_task
 from r1hpc.checkpoint.conversion import make_slices, plan_conversion
 from r1hpc.checkpoint.convert import convert_all
 from r1hpc.checkpoint.hf_checkpoint import open_checkpoint

@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from r1hpc.checkpoint.__main__ import main
 from r1hpc.checkpoint.fold import fold, template
+from tests.checkpoint.stored import edit_metadata, stored_tensor, write_torch_dist
 
 FC1 = "decoder.layers.1-2.mlp.experts.experts.linear_fc1.weight"
 
@@ -54,6 +57,26 @@ def test_totals_count_every_weight_once(forms: Path, capsys: pytest.CaptureFixtu
     tensor = counts["torch_dist"]["tensors"]["decoder.layers.1.mlp.experts.experts.linear_fc1.weight"]
     assert tensor["shape"] == [4, 320, 192]
     assert [chunk[0] for chunk in tensor["chunks"]][:2] == ["[0:1, 0:160, 0:192]", "[0:1, 160:320, 0:192]"]
+
+
+def test_inspect_shows_keys_and_tensors_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A key that another begins with, names the same bytes; keys with braces; tensors without a chunk."""
+    tensor = torch.zeros(2, 3)
+    write_torch_dist(tmp_path / "c", {key: (tensor, [[2], [3]]) for key in ("a.b", "a.b.c", "odd.{0}.{x}", "e", "f")})
+
+    def edit(metadata: Metadata) -> None:
+        data, zero = metadata.storage_data, torch.Size((0, 0))
+        data[MetadataIndex("a.b.c", zero)] = data[MetadataIndex("a.b", zero)]
+        for key in ("e", "f"):
+            stored_tensor(metadata, key).chunks.clear()
+            del data[MetadataIndex(key, zero)]
+
+    edit_metadata(tmp_path / "c", edit)
+    assert main(["inspect", str(tmp_path / "c")]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in lines_of(capsys)[3:-2]}
+    assert rows["a.b.c"][-2:] == ["=", "a.b"]
+    assert rows["odd.{0}.{x}"] == ["[2,", "3]", "float32", "1", "24", "B"]
+    assert "=" not in rows["e"] + rows["f"]
 
 
 def test_inspect_finds_keys_by_a_word_or_a_pattern(forms: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from r1hpc.checkpoint.export import run_export
@@ -223,7 +225,9 @@ def test_files_of_another_export_are_not_taken_for_ones_own(forms: Path, tmp_pat
 
 def test_a_directory_that_holds_a_checkpoint_is_refused(forms: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (forms / "bf16").iterdir()}
-    with pytest.raises(CheckpointError, match=r"already holds a checkpoint \(model.safetensors.index.json\)"):
+    with pytest.raises(
+        CheckpointError, match=r"already holds a checkpoint, or a part of one \(model.safetensors.index.json\)"
+    ):
         plan_export(forms / "torch_dist", forms / "fp8", forms / "bf16", fp8=False)
     assert {path.name: path.stat().st_mtime_ns for path in (forms / "bf16").iterdir()} == before
 
@@ -250,3 +254,92 @@ def test_a_weight_that_is_not_finite_is_not_quantized(forms: Path, tmp_path: Pat
     with pytest.raises(CheckpointError, match=r"model.layers.0.mlp.down_proj.weight.*\[130, 3\]"):
         export(tmp_path / "c", forms / "bf16", tmp_path / "out", fp8=True)
     assert not (tmp_path / "out" / "model.safetensors.index.json").exists()
+
+
+def before(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory."""
+    found = {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    assert found
+    return found
+
+
+def test_what_an_export_reads_is_never_written_over(forms: Path, tmp_path: Path) -> None:
+    """A model of one file has no index, by which a taken directory would be known."""
+    like, torch_dist = tmp_path / "like", Path(shutil.copytree(forms / "torch_dist", tmp_path / "torch_dist"))
+    like.mkdir()
+    save_file(tensors_of(forms / "bf16"), like / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(forms / "bf16/config.json", like)
+    (tmp_path / "link").symlink_to(like)
+    was = before(tmp_path)
+    refusals = {
+        like: "is .*, which the export reads",
+        tmp_path / "link": "is .*, which the export reads",
+        like / "below": "lies in .*, which the export reads",
+        torch_dist / "release": "is .*, which the export reads",
+        torch_dist: "holds .*, which the export reads",
+        tmp_path: "holds .*, which the export reads",
+    }
+    for target, message in refusals.items():
+        with pytest.raises(CheckpointError, match=message):
+            plan_export(torch_dist, like, target, fp8=False)
+    assert before(tmp_path) == was
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".metadata", "latest_checkpointed_iteration.txt", "model.safetensors", "model-1.safetensors", "manifest.json"],
+)
+def test_a_directory_with_a_part_of_a_checkpoint_is_refused(forms: Path, tmp_path: Path, name: str) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / name).write_bytes(b"of another")
+    with pytest.raises(CheckpointError, match=rf"already holds a checkpoint, or a part of one \({name}\)"):
+        plan_export(forms / "torch_dist", forms / "bf16", target, fp8=False)
+
+
+def test_a_killed_export_may_go_on_where_its_files_lie(forms: Path, tmp_path: Path) -> None:
+    plan = plan_export(forms / "torch_dist", forms / "bf16", tmp_path / "out", fp8=False)
+    plan.parts.mkdir(parents=True)
+    (tmp_path / "out" / plan.files[0].name).write_bytes(b"half")
+    export(forms / "torch_dist", forms / "bf16", tmp_path / "out")
+    assert same_bits(tensors_of(tmp_path / "out"), tensors_of(forms / "bf16"))
+
+
+@pytest.mark.parametrize(
+    "theirs", [None, {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}]
+)
+def test_the_quantization_of_an_export_is_that_of_its_scales(
+    forms: Path, tmp_path: Path, theirs: dict[str, object] | None
+) -> None:
+    like = Path(shutil.copytree(forms / "fp8" if theirs else forms / "bf16", tmp_path / "like"))
+    config = json.loads((like / "config.json").read_text())
+    (like / "config.json").write_text(json.dumps({**config, "quantization_config": theirs}))
+    said: list[str] = []
+    run_export(plan_export(forms / "torch_dist", like, tmp_path / "out", fp8=True), 1, said.append)
+    written = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert written == {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+    }
+    assert any(f"that of {like} is of other scales" in line for line in said) == (theirs is not None)
+
+
+@pytest.mark.parametrize("changed", ["a file", "the manifest"])
+def test_another_training_of_the_same_shape_is_another_export(forms: Path, tmp_path: Path, changed: str) -> None:
+    root = Path(shutil.copytree(forms / "torch_dist", tmp_path / "torch_dist"))
+    first = plan_export(root, forms / "bf16", tmp_path / "out", fp8=False)
+    assert plan_export(root, forms / "bf16", tmp_path / "out", fp8=False).identity == first.identity
+    if changed == "a file":
+        os.utime(next((root / "release").glob("*.distcp")), (1_700_000_000, 1_700_000_000))
+    else:
+        (root / "release/manifest.json").write_text("{}")
+    assert plan_export(root, forms / "bf16", tmp_path / "out", fp8=False).identity != first.identity
+
+
+def test_the_source_on_record_is_an_absolute_path(forms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(forms)
+    export(Path("torch_dist"), Path("bf16"), tmp_path / "out")
+    record = json.loads((tmp_path / "out/manifest.json").read_text())["source"]
+    assert record["path"] == str(forms.resolve() / "torch_dist/release")

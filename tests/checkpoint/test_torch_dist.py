@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PosixPath
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from r1hpc.checkpoint.boxes import Box, coverage_problem, whole
@@ -16,6 +17,7 @@ from r1hpc.checkpoint.chunk_reader import ChunkReader, read_tensor
 from r1hpc.checkpoint.dcp_pickle import read_dcp_metadata
 from r1hpc.checkpoint.names import TensorName, tensors
 from r1hpc.checkpoint.placement import Place, find_place
+from r1hpc.checkpoint.structure import coverage_problems, file_problems
 from r1hpc.checkpoint.torch_dist import open_torch_dist, resolve
 from r1hpc.errors import CheckpointError, CheckpointProblems
 from r1hpc.plan.model_shape import read_model_shape
@@ -198,6 +200,67 @@ def test_a_broken_pickle_is_an_error_that_names_the_file(tmp_path: Path) -> None
         file.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"\.metadata: (is no metadata|holds Size)"):
             read_dcp_metadata(file)
+
+
+def test_a_pickle_cannot_change_a_class_of_this_process(tmp_path: Path) -> None:
+    """BUILD with the state of slots gives attributes to whatever it is told to build, a class too."""
+    classes = ["pathlib PosixPath", "torch.distributed.checkpoint.metadata Metadata", "torch.serialization _get_layout"]
+    classes += ["torch.distributed.checkpoint.metadata TensorProperties", "collections OrderedDict", "torch Size"]
+    file = tmp_path / ".metadata"
+    for place in classes:
+        module, name = place.encode().split()
+        # The class, then (None, {"fqn": OrderedDict}), then BUILD, then a whole and honest Metadata.
+        prefix = b"c" + module + b"\n" + name + b"\n(N(S'fqn'\nccollections\nOrderedDict\ndtb0"
+        file.write_bytes(prefix + pickle.dumps(Metadata({}), protocol=2)[2:])
+        with suppress(CheckpointError):
+            read_dcp_metadata(file)
+    assert not hasattr(PosixPath, "fqn")
+    assert not hasattr(Metadata, "fqn")
+    assert not hasattr(torch.serialization._get_layout, "fqn")
+    assert not hasattr(TensorProperties, "fqn")
+
+
+def test_a_pickle_that_asks_for_memory_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / ".metadata"
+    for content in (b"Nr\xff\xff\xff\x0f.", b"Np268435455\n."):
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"it numbers an object 268,435,455 in \d+ bytes"):
+            read_dcp_metadata(file)
+
+
+def test_no_bit_that_flips_in_the_metadata_is_more_than_an_error(tmp_path: Path) -> None:
+    """Every third bit of the file: what is not refused can be judged."""
+    write_torch_dist(tmp_path / "c", {KEY: (numbered(2, 6, 8), [[1, 2], [6], [8]]), "b": (numbered(2), [[2]])})
+    file = tmp_path / "c/.metadata"
+    good = file.read_bytes()
+    refused = opened = 0
+    for bit in range(0, 8 * len(good), 3):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(bad)
+        try:
+            checkpoint = open_torch_dist(tmp_path / "c")
+            [*coverage_problems(checkpoint), *file_problems(checkpoint, {})]
+            opened += 1
+        except (CheckpointError, CheckpointProblems) as error:
+            assert str(file) in str(error)
+            refused += 1
+    assert refused > 1000
+    assert opened > 100
+
+
+def test_a_broken_archive_is_told_in_words_of_ours(tmp_path: Path) -> None:
+    write_torch_dist(tmp_path / "c", {KEY: (numbered(4, 6, 8), [[4], [6], [8]])})
+    info = located(tmp_path / "c", KEY, (0, 0, 0))
+    file = tmp_path / "c" / info.relative_path
+    for damage in (b"\0" * info.length, pickle.dumps(_Call(os.getcwd), protocol=2).ljust(info.length, b"\0")):
+        file.write_bytes(damage)
+        with pytest.raises(CheckpointError) as error:
+            read_tensor(ChunkReader(open_torch_dist(tmp_path / "c")), KEY)
+        assert str(error.value) == (
+            f"{file}: {KEY} [0:4, 0:6, 0:8] at byte 0 cannot be read: its bytes are no archive of a tensor: the file is "
+            "damaged"
+        )
 
 
 def _name(hf: str) -> TensorName:

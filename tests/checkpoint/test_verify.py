@@ -14,9 +14,10 @@ import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
-from r1hpc.checkpoint.export import QUANTIZATION
 from r1hpc.checkpoint.findings import Findings, Scope
+from r1hpc.checkpoint.fp8_format import QUANTIZATION
 from r1hpc.checkpoint.hf_checkpoint import open_checkpoint
+from r1hpc.checkpoint.inspect import contents
 from r1hpc.checkpoint.values import sample
 from r1hpc.checkpoint.verify import verify
 from r1hpc.errors import CheckpointError
@@ -157,6 +158,25 @@ def point_elsewhere(release: Path) -> None:
     edit_metadata(release, edit)
 
 
+def moved_in_the_manifest(release: Path) -> None:
+    """`.metadata` names a chunk that the manifest does not: there it is of another expert."""
+
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["chunks"][FC2] = [row for row in manifest["chunks"][FC2] if row[0] != [1, 0, 0]]
+
+    _edit_json(release / "manifest.json", edit)
+
+
+def no_tensors(release: Path) -> None:
+    def edit(metadata: Metadata) -> None:
+        metadata.state_dict_metadata.clear()
+        metadata.storage_data.clear()
+
+    edit_metadata(release, edit)
+    (release / "source.json").unlink()
+    (release / "manifest.json").unlink()
+
+
 SPOILED: list[tuple[Callable[[Path], object], Scope, list[str]]] = [
     (flip, HASHES, [FC1, "[2, 160, 0]", ".distcp", "xxh3"]),
     (flip, VALUES, [FC1, "[2:3, 160:320, 0:192]", "experts.2.up_proj.weight", "differs", "in 1 of 30,720 elements"]),
@@ -180,6 +200,8 @@ SPOILED: list[tuple[Callable[[Path], object], Scope, list[str]]] = [
         ["latest_checkpointed_iteration.txt: says '20'; it must say release"],
     ),
     (lambda release: flip_bit(release / "common.pt", 700), HASHES, ["common.pt: has xxh3"]),
+    (moved_in_the_manifest, STRUCTURE, [f".metadata says that {FC2} at [1, 0, 0] of [1, 192, 160] begins at byte"]),
+    (no_tensors, STRUCTURE, ["release: holds no tensor"]),
 ]
 
 
@@ -240,7 +262,7 @@ def test_a_zero_that_lost_its_sign_is_found(forms: Path, tmp_path: Path) -> None
     _write(converted, converted.read_bytes().index(stored, info.offset), b"\x00\x00")
     (problem,) = check(root, VALUES, source).problems
     assert "decoder.layers.1.mlp.router.weight" in problem
-    assert "in 1 of 768 elements, first at [0, 0]: 0.0 where the source has -0.0" in problem
+    assert "in 1 of 768 elements, first at [0, 0]: 0.0 where -0.0 is expected" in problem
 
 
 def _entry_at(directory: Path, name: str) -> tuple[Path, int]:
@@ -258,7 +280,8 @@ def test_a_source_that_changed_since_is_said(forms: Path, tmp_path: Path) -> Non
     root = Path(shutil.copytree(forms / "torch_dist", tmp_path / "torch_dist"))
     other = tmp_path / "other"
     write_tiny_model(other, overrides=ODD_SIZES, seed=1)
-    findings = check(root, VALUES, other)
+    edit_source(root / "release", lambda source: source.update(path=str(other)))
+    findings = check(root, VALUES)
     assert any(f"whether {other} is what was read then" in text for text in findings.unchecked)
     assert len(findings.problems) > 20
     assert "the source has changed since the conversion" in findings.problems[0]
@@ -308,7 +331,7 @@ def test_a_good_cast_passes_and_so_does_its_source(forms: Path) -> None:
     assert len(findings.unchecked) == 2  # neither hashes nor a source are on record
 
 
-def test_a_flipped_bit_of_a_cast_is_found_by_hash_and_by_value(bf16: Path) -> None:
+def test_a_flipped_bit_of_a_cast_is_found_by_hash_and_by_value(bf16: Path, forms: Path) -> None:
     name = "model.layers.2.mlp.experts.3.gate_proj.weight"
     file, begin = _entry_at(bf16, name)
     flip_bit(file, begin + 1000)
@@ -316,7 +339,9 @@ def test_a_flipped_bit_of_a_cast_is_found_by_hash_and_by_value(bf16: Path) -> No
     assert str(file) in problem
     assert name in problem
     (problem,) = check(bf16, VALUES).problems
-    assert f"{file}: {name} has other values than in" in problem
+    # 1000 bytes are 500 elements: row 2, column 116 of rows of 192.
+    assert f"{file}: {name} differs from {_entry_at(forms / 'fp8', name)[0]}: {name} in 1 of 30,720" in problem
+    assert "first at [2, 116]: " in problem
 
 
 def _edit_json(file: Path, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -346,3 +371,30 @@ def test_a_checkpoint_of_another_model_is_not_compared_value_by_value(root: Path
     assert check(root, VALUES, tmp_path / "other").problems == [
         f"{root / 'release'}: is of another model than {tmp_path / 'other'}"
     ]
+
+
+def test_a_problem_of_the_vocabulary_is_told_once_though_two_weights_share_the_tensor(root: Path) -> None:
+    larger_vocabulary(root / "release")
+    problems = [problem for problem in check(root, STRUCTURE).problems if "rows of vocabulary" in problem]
+    assert len(problems) == len(set(problems)) == 2  # embedding and head
+
+
+@pytest.mark.parametrize("key", ["optimizer.state.exp_avg", "chained_0.optimizer.state.exp_avg", "rng_state/x"])
+def test_what_training_keeps_beside_the_weights_is_no_weight(root: Path, forms: Path, key: str) -> None:
+    """As Megatron's ChainedOptimizer writes it too; inspect counts it as no parameter."""
+    release = root / "release"
+    (release / "source.json").unlink()
+    parameters = contents(release).num_parameters
+
+    def edit(metadata: Metadata) -> None:
+        metadata.state_dict_metadata[key] = metadata.state_dict_metadata[BIAS]
+        index, offset = MetadataIndex(BIAS, torch.Size((0,))), torch.Size((0,))
+        metadata.storage_data[MetadataIndex(key, offset)] = metadata.storage_data[index]
+
+    edit_metadata(release, edit)
+    (release / "manifest.json").unlink()
+    assert check(root, STRUCTURE, forms / "bf16").problems == []
+    rows = {row.key: row for row in contents(release).rows}
+    assert not rows[key].counts
+    # The bytes are those of the bias, which counts as long as it stands first.
+    assert contents(release).num_parameters == parameters
