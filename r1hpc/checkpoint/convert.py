@@ -62,7 +62,7 @@ def convert_all(conversion: Conversion, num_workers: int, say: Callable[[str], N
 def _refuse_commits(conversion: Conversion) -> None:
     """A release beside the commits of a training run would hide them from the next start."""
     tracker = conversion.root / TRACKER
-    if tracker.exists() and tracker.read_text(encoding="utf-8").strip() != RELEASE:
+    if tracker.exists() and tracker.read_bytes().strip() != RELEASE.encode():
         raise CheckpointError(
             f"{conversion.root}: holds the commits of a training run ({TRACKER} does not say {RELEASE}); "
             "set ckpt.ref_load to another directory"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from r1hpc.checkpoint.fp8_format import BLOCK, QUANTIZATION
 from r1hpc.config.nearest import nearest
 from r1hpc.errors import ConfigError
 from r1hpc.plan.model_shape import ModelShape, model_shape
@@ -14,15 +15,7 @@ from r1hpc.plan.model_shape import ModelShape, model_shape
 TINY_R1 = Path(__file__).resolve().parents[2] / "configs/models/tiny-r1/config.json"
 """The model of the rehearsal."""
 
-QUANTIZATION = {
-    "activation_scheme": "dynamic",
-    "fmt": "e4m3",
-    "quant_method": "fp8",
-    "weight_block_size": [128, 128],
-}
-"""Of DeepSeek-R1 as released."""
-
-_FP8_BLOCK = (128, 128)
+_FP8_BLOCK = (BLOCK, BLOCK)
 
 
 def tiny_config(file: Path, overrides: Mapping[str, Any], *, mtp: bool, fp8: bool) -> dict[str, Any]:

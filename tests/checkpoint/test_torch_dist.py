@@ -229,12 +229,12 @@ def test_a_pickle_that_asks_for_memory_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_bit_that_flips_in_the_metadata_is_more_than_an_error(tmp_path: Path) -> None:
-    """Every third bit of the file: what is not refused can be judged."""
+    """Every seventh bit of the file: what is not refused can be judged."""
     write_torch_dist(tmp_path / "c", {KEY: (numbered(2, 6, 8), [[1, 2], [6], [8]]), "b": (numbered(2), [[2]])})
     file = tmp_path / "c/.metadata"
     good = file.read_bytes()
     refused = opened = 0
-    for bit in range(0, 8 * len(good), 3):
+    for bit in range(0, 8 * len(good), 7):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
         file.write_bytes(bad)
@@ -245,8 +245,8 @@ def test_no_bit_that_flips_in_the_metadata_is_more_than_an_error(tmp_path: Path)
         except (CheckpointError, CheckpointProblems) as error:
             assert str(file) in str(error)
             refused += 1
-    assert refused > 1000
-    assert opened > 100
+    assert refused > 400
+    assert opened > 40
 
 
 def test_a_broken_archive_is_told_in_words_of_ours(tmp_path: Path) -> None:
@@ -258,8 +258,8 @@ def test_a_broken_archive_is_told_in_words_of_ours(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError) as error:
             read_tensor(ChunkReader(open_torch_dist(tmp_path / "c")), KEY)
         assert str(error.value) == (
-            f"{file}: {KEY} [0:4, 0:6, 0:8] at byte 0 cannot be read: its bytes are no archive of a tensor: the file is "
-            "damaged"
+            f"{file}: {KEY} [0:4, 0:6, 0:8] at byte 0 cannot be read: its bytes are no archive of a tensor: the file "
+            "is damaged"
         )
 
 
