@@ -13,9 +13,15 @@
 export R1HPC_HOME=${SLURM_SUBMIT_DIR:?run this with sbatch, from the checkout}
 export R1HPC_PYTHON=${R1HPC_PYTHON:-$R1HPC_HOME/.venv/bin/python}
 export PYTHONPATH=$R1HPC_HOME${PYTHONPATH:+:$PYTHONPATH}
+# Where a site says --export=NONE it would reach srun too, whose task then has none of these.
+unset SLURM_EXPORT_ENV
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-# It begins the grace of a preemption: a script that died of it would count as failed, and not come back.
-trap : TERM
+# shellcheck source=sbatch/hooks.sh
+. "$R1HPC_HOME/sbatch/hooks.sh"
+r1hpc_element_begin
 config=${1:-$R1HPC_HOME/configs/r1.yaml}
 shift || true
-srun "$R1HPC_PYTHON" -m jobs.convert "$config" "$@"
+srun sh -c 'trap "" TERM; exec "$@"' convert "$R1HPC_PYTHON" -m jobs.convert "$config" "$@"
+rc=$?
+r1hpc_element_end $rc
+exit $rc

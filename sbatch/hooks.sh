@@ -1,4 +1,4 @@
-# What a train job does around its srun. Sourced by the batch script, on the job's first node, outside any container.
+# What a job does around its srun. Sourced by the batch script, on the job's first node, outside any container.
 #
 # Expects R1HPC_RUN_DIR (the run directory), R1HPC_HOME (the directory that holds jobs/) and R1HPC_PYTHON (the job's
 # interpreter). Leaves R1HPC_RUN and R1HPC_ATTEMPT in the environment of everything that the job starts.
@@ -24,6 +24,31 @@ r1hpc_hold() {
   else
     echo "$1, and job $(r1hpc_job) is not running any more" >&2
   fi
+}
+
+# An element of cast or convert: it is requeued by Slurm when it is preempted or its node is lost, and by itself below.
+r1hpc_element_begin() {
+  set +eu
+  set +o pipefail
+  # A script that died of the TERM at the end of a grace time would count as failed, and not come back.
+  trap : TERM
+}
+
+# r1hpc_element_end RC: Slurm calls a job that ends after its grace time, or its time limit, TIMEOUT, whatever its exit
+# code, as long as it has not been killed yet; what waits for its success would never start. Run again it finds its work
+# done, and leaves within seconds.
+r1hpc_element_end() {
+  [ "$1" -eq 0 ] || return
+  local job end
+  job=$(SLURM_TIME_FORMAT=standard timeout 60 scontrol show job -o "$(r1hpc_job)") || return
+  case $job in *' JobState=RUNNING '*) ;; *) return ;; esac
+  end=${job##* EndTime=}
+  end=$(date -d "${end%% *}" +%s) || return
+  # The job ends for Slurm only when the controller hears of it.
+  [ "$end" -gt $(($(date +%s) + 5)) ] && return
+  echo "its time is over though its work is done: requeueing job $(r1hpc_job), so that it ends as completed"
+  trap '' TERM
+  timeout 60 scontrol requeue "$(r1hpc_job)" && sleep 120
 }
 
 r1hpc_begin() {

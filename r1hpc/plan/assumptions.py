@@ -27,6 +27,16 @@ EXPERT_IMBALANCE = 2.0
 FRAGMENTATION = 0.03
 """Share of a GPU that the caching allocator cannot use. Our margin."""
 
+STREAM_WORKER_BYTES_S = 3 * GB // 2
+"""Read and written by one worker of a cast or a conversion whose files are in the page cache, dequantizing and hashing
+included. Measured: 1.3 to 2.2 GB/s on one core (docs/performance.md)."""
+RECHECK_WORKER_BYTES_S = 5 * GB
+"""Read again and hashed by one worker, likewise. Measured: 5 to 12 GB/s."""
+ARRAY_WORKER_BYTES = 4 * GB // 10
+"""Of one worker of a cast or a conversion at R1's sizes: 0.38 GB, measured, most of it shared with its task."""
+ARRAY_TASK_BYTES = 6 * GB // 10
+"""Of the task itself: 0.53 GB while it publishes R1's 48 k chunks, measured."""
+
 
 @dataclass(frozen=True)
 class Assumptions:

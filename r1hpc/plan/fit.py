@@ -1,10 +1,11 @@
-"""What does not fit: GPU memory, host memory, the KV cache of a single request, the time limit."""
+"""What does not fit: GPU memory, host memory, the KV cache of a single request, the time limit, an array task."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from r1hpc.config import Config
+from r1hpc.plan.array_stages import task_memory_problems
 from r1hpc.plan.assumptions import GB
 from r1hpc.plan.attempt import attempt_problems
 from r1hpc.plan.engine import EnginePlan, max_total_tokens
@@ -25,6 +26,7 @@ def fit_problems(
         *_host_memory(config, hosts),
         *_single_request(config, engine, rollout),
         *attempt_problems(config, times),
+        *task_memory_problems(config),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from r1hpc.plan.assumptions import SLURM_SIGNAL_SLACK_S
+from r1hpc.plan.array_stages import StageTime
+from r1hpc.plan.assumptions import ARRAY_WORKER_BYTES, SLURM_SIGNAL_SLACK_S
 from r1hpc.plan.gpu_memory import Phase
 from r1hpc.plan.memory import MemoryPart
 from r1hpc.plan.outline import Bullet, Gauge, Line, Section, Table
@@ -195,17 +196,34 @@ def _interval_text(plan: Plan) -> str:
 
 
 def _disk(plan: Plan) -> tuple[Line, ...]:
-    storage, times = plan.storage, plan.times
-    conversion = storage.conversion
-    sizes = [show_bytes(size) for size in sorted({min(conversion.slice_bytes), max(conversion.slice_bytes)})]
-    slices = (
-        f"{conversion.slices} slices of {' to '.join(sizes)}; {show_seconds(times.convert_s)} of reading and writing"
-    )
-    cast = (Line("cast", f"{show_seconds(times.cast_s)} of reading and writing"),) if times.cast_s else ()
+    storage, stages = plan.storage, plan.times.stages
+    lines = [Line("space", f"{show_bytes(storage.total_bytes)}: {_list(storage.disk)}")]
+    if stages.cast:
+        lines.append(Line("cast", _stage_text(stages.cast)))
+    if stages.convert:
+        again = f"; {show_seconds(stages.recheck.seconds)} more to read it again" if stages.recheck else ""
+        lines += [Line("convert", _stage_text(stages.convert) + again), Line("slices", _slices_text(plan))]
+    return tuple(lines)
+
+
+def _stage_text(stage: StageTime) -> str:
+    moved = f"{show_bytes(stage.read_bytes)} in, {show_bytes(stage.written_bytes)} out"
+    workers = _plural(stage.workers, "worker")
+    if stage.bound == "workers":
+        limit = f"by its {workers}; the file system would allow {show_seconds(stage.file_system_s)}"
+    else:
+        limit = f"by run.file_system_gbps; {workers} could in {show_seconds(stage.workers_s)}"
+    return f"{show_seconds(stage.seconds)} for {moved}, bound {limit}"
+
+
+def _slices_text(plan: Plan) -> str:
+    conversion = plan.storage.conversion
+    least, most = show_bytes(min(conversion.slice_bytes)), show_bytes(max(conversion.slice_bytes))
+    sizes = least if least == most else f"{least} to {most}"
+    held = show_bytes(max(conversion.recipe_rank_bytes))
     return (
-        Line("space", f"{show_bytes(storage.total_bytes)}: {_list(storage.disk)}"),
-        *cast,
-        Line("convert", slices),
+        f"{conversion.slices} of {sizes} on disk; in memory a worker takes {show_bytes(ARRAY_WORKER_BYTES)},"
+        f" where a rank of the recipe's converter would hold up to {held}"
     )
 
 

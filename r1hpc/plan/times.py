@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import ceil, sqrt
 
 from r1hpc.config import Config
+from r1hpc.plan.array_stages import ArrayStages, make_array_stages
 from r1hpc.plan.assumptions import (
     ADAM_TRAFFIC_BYTES,
     GB,
@@ -25,8 +26,10 @@ class TimePlan:
 
     save_s: float
     """One full commit at the given write speed. It streams during the next rollout; the loop does not wait for it."""
+    stages: ArrayStages
     cast_s: float
     convert_s: float
+    """Until it is published: written, and read again."""
     advised_save_minutes: int
     """sqrt(2 * save time * mean time between interruptions): Young 1974, Daly 2006."""
     save_minutes: int
@@ -97,10 +100,12 @@ def make_times(
     restart_s = device.requeue_delay_s + start_s
     needed = needed_signal_lead(save_s, device)
     asked = config.slurm.signal_lead_minutes
+    stages = make_array_stages(config, storage)
     return TimePlan(
         save_s=save_s,
-        cast_s=save_seconds(storage.cast_io_bytes, gbps),
-        convert_s=save_seconds(storage.convert_io_bytes, gbps),
+        stages=stages,
+        cast_s=stages.cast.seconds if stages.cast else 0.0,
+        convert_s=sum(stage.seconds for stage in (stages.convert, stages.recheck) if stage),
         advised_save_minutes=advised,
         save_minutes=by_clock,
         iteration=iteration,

@@ -2,48 +2,104 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1hpc.config import load_config
+from r1hpc.config import Config, load_config
 from r1hpc.errors import RehearsalError
+from r1hpc.plan.model_shape import read_model_shape
+from r1hpc.plan.parameters import model_modules, total_parameters
 from r1hpc.rehearsal.cluster import RehearsalCluster
 from r1hpc.rehearsal.spec import ClusterSpec
+from r1hpc.rehearsal.tiny_config import TINY_R1
 from r1hpc.rehearsal.version import SLURM_PACKAGES, SLURM_PROGRAMS, missing_programs
+from r1hpc.submit.stages import CAST, CONVERT, PREFLIGHT
 
 TIMEOUT_S = 1800
+MAX_PARAMETERS = 1_000_000_000
+"""A missing model of more than this is not made: nobody rehearses with it."""
 
 
 def rehearse(config: Path, directory: Path, options: Sequence[str] = ()) -> int:
-    """Submit `config` as far as the pipeline exists and wait for it; returns submit's exit code.
+    """Make the model, submit `config` as far as the pipeline exists and wait for it; returns submit's exit code.
 
-    A cluster that is up in `directory` is used and left up; otherwise one is made for this and ended after it.
+    options: further ones of submit. A cluster that is up in `directory` is used and left up; otherwise one is made for
+    this and ended after it.
     """
-    submit = [sys.executable, "-m", "r1hpc.submit", str(config), "--wait", *_stages(), *options]
+    settings = _load(config, options)
+    _make_model(settings)
+    stages = [] if "--stage" in options else _stages(settings)
+    submit = [sys.executable, "-m", "r1hpc.submit", str(config), "--wait", *stages, *options]
     missing = missing_programs(SLURM_PROGRAMS)
     if missing:
         print(f"no private Slurm: {', '.join(missing)} not installed (as root: apt-get install {SLURM_PACKAGES})")
         print("rehearsing on this host without it", flush=True)
-        return subprocess.run([*submit, "--cluster", "local"], timeout=TIMEOUT_S, check=False).returncode
-    submit += ["--cluster", "slurm"]
-    try:
-        return _run(RehearsalCluster.attach(directory), submit)
-    except RehearsalError:
-        pass  # none is up
-    hosts = load_config(config).config.hosts
-    cluster = RehearsalCluster.up(ClusterSpec(directory=directory, nodes=hosts.num_nodes))
-    print(f"private Slurm: {hosts.num_nodes} nodes idle in {cluster.up_s:.1f} s ({cluster.kind})", flush=True)
+        code = subprocess.run([*submit, "--cluster", "local"], timeout=TIMEOUT_S, check=False).returncode
+    else:
+        code = _on_slurm([*submit, "--cluster", "slurm"], settings.hosts.num_nodes, directory)
+    if code == 0:
+        _print_outputs(settings)
+    return code
+
+
+def _load(config: Path, options: Sequence[str]) -> Config:
+    """The configuration with those of submit's options that change it."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--site")
+    parser.add_argument("--set", action="append", default=[])
+    given, _ = parser.parse_known_args(options)
+    return load_config(config, site=given.site, overrides=given.set).config
+
+
+def _make_model(settings: Config) -> None:
+    """Write the tiny model where the configuration expects it, unless one is there."""
+    model = Path(settings.ckpt.hf_checkpoint)
+    if (model / "config.json").exists():
+        print(f"model: {model} is there")
+        return
+    config = Path(settings.ckpt.hf_config or TINY_R1)
+    parameters = total_parameters(model_modules(read_model_shape(config)).checkpoint)
+    if parameters > MAX_PARAMETERS:
+        raise RehearsalError(
+            f"{model}: is not there, and {config} describes {parameters / 1e9:.0f} billion parameters; random weights "
+            f"are made for at most {MAX_PARAMETERS / 1e9:.0f} billion: fetch the model, or rehearse with a smaller one"
+        )
+    # A program of its own: it loads torch, which a login node is spared.
+    command = [sys.executable, "-m", "r1hpc.rehearsal.tiny_model", str(model), "--config", str(config)]
+    if subprocess.run(command, timeout=TIMEOUT_S, check=False).returncode != 0:
+        raise RehearsalError(f"{model}: the model could not be made")
+
+
+def _stages(settings: Config) -> list[str]:
+    """submit's options for how far the pipeline exists in this version, without what is complete."""
+    options = []
+    for stage in (CAST, CONVERT, PREFLIGHT):
+        if stage.is_complete(settings):
+            print(f"stage {stage.name}: complete ({stage.output(settings)}), left out", flush=True)
+        else:
+            options += ["--stage", stage.name]
+    return options
+
+
+def _on_slurm(submit: Sequence[str], num_nodes: int, directory: Path) -> int:
+    if (cluster := _running(directory)) is not None:
+        return _run(cluster, submit)
+    cluster = RehearsalCluster.up(ClusterSpec(directory=directory, nodes=num_nodes))
+    print(f"private Slurm: {num_nodes} nodes idle in {cluster.up_s:.1f} s ({cluster.kind})", flush=True)
     try:
         return _run(cluster, submit)
     finally:
         cluster.down()
 
 
-def _stages() -> list[str]:
-    """How far the pipeline exists in this version."""
-    return ["--stage", "cast", "--stage", "convert", "--stage", "preflight"]
+def _running(directory: Path) -> RehearsalCluster | None:
+    try:
+        return RehearsalCluster.attach(directory)
+    except RehearsalError:
+        return None
 
 
 def _run(cluster: RehearsalCluster, command: Sequence[str]) -> int:
@@ -53,3 +109,11 @@ def _run(cluster: RehearsalCluster, command: Sequence[str]) -> int:
     finally:
         if process.poll() is None:
             process.terminate()
+
+
+def _print_outputs(settings: Config) -> None:
+    for stage in (CAST, CONVERT):
+        output = stage.output(settings)
+        if output is not None and stage.is_complete(settings):
+            size = sum(file.stat().st_size for file in Path(output).rglob("*") if file.is_file())
+            print(f"{stage.name}: {output}, {size / 1e6:.1f} MB")

@@ -50,10 +50,10 @@ class ClusterSpec:
     gpus_per_node: int = 8
     """Logical GPUs of a node: Slurm counts and hands them out, nothing is behind them."""
 
-    cpus_per_node: int = 8
-    """CPUs that Slurm believes a node to have, whatever the host has."""
+    cpus_per_node: int = 128
+    """CPUs that Slurm believes a node to have, whatever the host has; by default those of a node with 8 H100."""
 
-    memory_mib: int = 64000
+    memory_mib: int = 2_000_000
     """Memory in MiB that Slurm believes a node to have, whatever the host has."""
 
     accounting: bool = False

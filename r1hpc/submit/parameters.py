@@ -16,6 +16,8 @@ from r1hpc.config import Config
 HOME = Path(__file__).resolve().parents[2]
 """The directory that holds r1hpc/, jobs/ and sbatch/."""
 
+_HOOKS = f". {shlex.quote(str(HOME / 'sbatch' / 'hooks.sh'))}"
+
 UNSENT_SIGNAL = "RTMAX"
 """submitit requeues by itself on its own signal; pointed at one that nobody sends, the decision stays ours."""
 
@@ -52,9 +54,8 @@ def array_parameters(config: Config, request: JobRequest) -> dict[str, Any]:
         "mem": f"{math.ceil(section.memory_gib * 1024)}M",
         "array_parallelism": section.max_parallel or section.num_tasks,
         "srun_args": [*_step_output(f"{request.logs}/{request.stage}-%A_%a.log"), *config.slurm.container],
-        # TERM begins the grace of a preemption: a script that died of it would count as failed, and not come back.
-        "setup": [*config.slurm.setup, *_exports(config, request.run_dir), "trap : TERM"],
-        "teardown": ["exit $?"],
+        "setup": [*config.slurm.setup, *_exports(config, request.run_dir), _HOOKS, "r1hpc_element_begin"],
+        "teardown": ["rc=$?", "r1hpc_element_end $rc", "exit $rc"],
     }
     parameters["additional_parameters"]["output"] = f"{request.logs}/{request.stage}-%A_%a.log"
     # submitit always asks for a signal, and its own (USR2) would kill the task; this one is ignored by default.
@@ -79,7 +80,7 @@ def train_parameters(config: Config, request: JobRequest, is_array: bool = False
         "setup": [
             *slurm.setup,
             *_exports(config, request.run_dir),
-            f". {shlex.quote(str(HOME / 'sbatch' / 'hooks.sh'))}",
+            _HOOKS,
             "r1hpc_begin",
             shlex.join(preflight),
         ],

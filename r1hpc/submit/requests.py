@@ -14,8 +14,9 @@ from r1hpc.submit.executor import sbatch_text
 from r1hpc.submit.parameters import JobRequest, array_parameters, python, train_parameters
 from r1hpc.submit.stages import Stage
 
-_DEAF_AT_FIRST = """sh -c 'trap "" USR1 TERM; exec "$@"' agent"""
-"""An agent has its handlers half a second after its start; killed by a signal before that, its node would be blamed."""
+_DEAF_AT_FIRST = """sh -c 'trap "" USR1 TERM; exec "$@"' task"""
+"""A task has its handlers half a second after its start. Killed by a signal before that, a train job's node would be
+blamed, and an array's element would count as failed where it is to be requeued."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,6 @@ class Submission:
 
     def _stage_job(self, stage: Stage, parameters: dict[str, Any], arguments: list[tuple[Any, ...]]) -> StageJob:
         folder = self.directory.submitit / stage.name / self.stamp
-        command = shlex.quote(python(self.config))
-        if stage.name in ("preflight", "train"):
-            command = f"{_DEAF_AT_FIRST} {command}"
+        command = f"{_DEAF_AT_FIRST} {shlex.quote(python(self.config))}"
         is_array = "array_parallelism" in parameters and len(arguments) > 1
         return StageJob(stage, parameters, tuple(arguments), folder, command, is_array)

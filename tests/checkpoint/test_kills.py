@@ -64,6 +64,7 @@ def test_killed_at_twenty_moments_it_ends_in_the_same_bytes(base: Path, tmp_path
         after_s = takes_s * (number + generator.random()) / MOMENTS
         hits += killed(task, target, after_s, os.killpg if number % 2 else os.kill)
         assert contents(target) == whole, f"killed after {after_s:.3f} s"
+        assert {path.name for path in tmp_path.iterdir()} == {"whole", target.name}, f"killed after {after_s:.3f} s"
         shutil.rmtree(target)
     shutil.rmtree(tmp_path / "whole")
     assert hits > MOMENTS // 2

@@ -94,20 +94,6 @@ def test_a_rehearsal_has_no_estimate(rehearsal_plan: Plan) -> None:
     assert rehearsal_plan.times.days is None
 
 
-def test_reading_and_writing_of_the_cast(r1_plan: Plan) -> None:
-    # 688 GB in and 1.37 TB out at 20 GB/s: about 105 s
-    assert r1_plan.times.cast_s == pytest.approx((688.6 + 1369) / 20, rel=1e-3)
-    assert r1_plan.times.cast_s == pytest.approx(105, rel=0.03)
-    assert r1_plan.times.convert_s == pytest.approx((1342 + 1342) / 20, rel=1e-3)
-
-
-def test_without_a_bf16_copy_the_conversion_reads_fp8(plan_r1: PlanWith) -> None:
-    plan = plan_r1("ckpt.bf16_checkpoint=null")
-    assert plan.times.cast_s == 0
-    assert plan.times.convert_s == pytest.approx((673.2 + 1342) / 20, rel=1e-3)
-    assert all(part.name != "bf16 copy" for part in plan.storage.disk)
-
-
 def test_host_adam_moves_1_3_terabytes_a_step(r1_plan: Plan) -> None:
     assert r1_plan.times.adam_traffic_bytes == pytest.approx(28 * 46.5e9, rel=1e-3)
     assert r1_plan.times.adam_traffic_bytes == pytest.approx(1.3e12, rel=0.01)

@@ -95,11 +95,14 @@ def test_up_of_the_same_spec_takes_the_running_cluster(make_cluster: ClusterFact
         RehearsalCluster.up(ClusterSpec(**cluster.spec.to_json() | {"directory": cluster.spec.directory, "nodes": 2}))
 
 
-def test_cluster_that_lost_its_controller_is_made_anew(make_cluster: ClusterFactory) -> None:
+def test_cluster_that_lost_its_controller_is_made_anew(
+    make_cluster: ClusterFactory, wait_for: Callable[[Callable[[], object], float], None]
+) -> None:
     cluster = make_cluster(nodes=1, kind=Kind.LOOPBACK)
     old = cluster.processes()
     controller = next(pid for pid, stat in old.items() if stat.name == "slurmctld")
     cluster.run(["kill", "-9", str(controller)], check=True)
+    wait_for(lambda: controller not in cluster.processes(), 5)
     with pytest.raises(RehearsalError, match="no private cluster is up"):
         RehearsalCluster.attach(cluster.spec.directory)
     anew = RehearsalCluster.up(cluster.spec)

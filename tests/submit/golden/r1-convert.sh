@@ -24,12 +24,15 @@ export PYTHONPATH=HOME${PYTHONPATH:+:$PYTHONPATH}
 export SUBMITIT_PREEMPT_SIGNAL=RTMAX
 unset SLURM_EXPORT_ENV
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-trap : TERM
+. HOME/sbatch/hooks.sh
+r1hpc_element_begin
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/deepseek-r1/submitit/convert/20260102T030405/%A_%a_%t_log.out --output /runs/deepseek-r1/logs/convert-%A_%a.log --open-mode=append PYTHON -u -m submitit.core._submit /runs/deepseek-r1/submitit/convert/20260102T030405
+srun --unbuffered --output /runs/deepseek-r1/submitit/convert/20260102T030405/%A_%a_%t_log.out --output /runs/deepseek-r1/logs/convert-%A_%a.log --open-mode=append sh -c 'trap "" USR1 TERM; exec "$@"' task PYTHON -u -m submitit.core._submit /runs/deepseek-r1/submitit/convert/20260102T030405
 
 
 # teardown
-exit $?
+rc=$?
+r1hpc_element_end $rc
+exit $rc
