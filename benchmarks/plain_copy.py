@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 
-BLOCK_BYTES = 1 << 20
-"""As much as a conversion writes at once, and the fastest of 1/4, 1, 4 and 16 MB where this was written."""
+BLOCK_BYTES = 128 << 10
+"""As cp does. Aligned writes of 1 MB and more get large pages of the page cache, which took a virtual machine that
+gives free memory back to its host three times as long."""
 
 
 def copy_files(files: Sequence[Path], target: Path, processes: int, written_bytes: int | None = None) -> float:

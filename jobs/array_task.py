@@ -32,10 +32,12 @@ def progress_interval_s() -> float:
 def bear_signals(environment: Mapping[str, str]) -> None:
     """Take TERM as what it means here.
 
-    Under Slurm it begins the grace of a preemption: a task that left within it would count as failed and not come back,
-    while one that is killed at its end is requeued. Elsewhere somebody wants the task to end.
+    In a batch job it begins the grace of a preemption: a task that left within it would count as failed and not come
+    back, while one that is killed at its end is requeued; sbatch/*.sh start us with TERM ignored, and it stays so.
+    Elsewhere, in an interactive allocation too, somebody wants the task to end.
     """
-    if "SLURM_JOB_ID" in environment and environment.get("SUBMITIT_EXECUTOR") != "local":
+    batch = environment.get("SUBMITIT_EXECUTOR") == "slurm" or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    if batch:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -45,6 +47,15 @@ def array_index(environment: Mapping[str, str]) -> int | None:
     """This element's index; None outside of an array."""
     text = environment.get("SLURM_ARRAY_TASK_ID")
     return None if text is None else int(text)
+
+
+def lacking_elements(environment: Mapping[str, str], num_tasks: int) -> list[int]:
+    """Tasks that this array has no element for; [] outside of an array."""
+    words = [environment.get(f"SLURM_ARRAY_TASK_{word}") for word in ("MIN", "MAX", "STEP")]
+    if None in words:
+        return []
+    least, most, step = (int(word or 0) for word in words)
+    return sorted(set(range(num_tasks)) - set(range(least, most + 1, step or 1)))
 
 
 def main(stage: str, run: RunTask, description: str | None, argv: Sequence[str] | None) -> int:
@@ -59,6 +70,11 @@ def main(stage: str, run: RunTask, description: str | None, argv: Sequence[str] 
         config = load_config(arguments.config, site=arguments.site, overrides=arguments.overrides).config
         num_tasks = config.cast.num_tasks if stage == "cast" else config.convert.num_tasks
         index = array_index(os.environ)
+        if lacking := lacking_elements(os.environ, num_tasks):
+            say(
+                f"note: this array has no element for {len(lacking)} of {num_tasks} tasks ({lacking[0]} to "
+                f"{lacking[-1]}); nothing is published before they have run: sbatch --array=0-{num_tasks - 1}"
+            )
         if index is None:
             run(config, 0, 1)
         elif index < num_tasks:

@@ -17,7 +17,7 @@ from pathlib import Path
 from jobs.array_task import bear_signals, progress_interval_s, say
 from jobs.array_task import main as array_main
 from r1hpc.config import Config, load_config
-from r1hpc.errors import ConfigError
+from r1hpc.errors import CheckpointError, ConfigError
 from r1hpc.rundir import RunDir
 
 
@@ -44,6 +44,11 @@ def convert(config: Config, index: int, num_tasks: int) -> None:
     section, ckpt = config.convert, config.ckpt
     if ckpt.ref_load is None:
         raise ConfigError(["ckpt.ref_load is null: it names the directory that the conversion writes"])
+    if ckpt.bf16_checkpoint is not None and not os.path.isdir(ckpt.bf16_checkpoint):
+        raise CheckpointError(
+            f"ckpt.bf16_checkpoint = {ckpt.bf16_checkpoint}: is not there yet; run the cast first (sbatch "
+            "sbatch/cast.sh), or set it to null: convert then reads fp8 directly"
+        )
     source = open_checkpoint(Path(ckpt.bf16_checkpoint or ckpt.hf_checkpoint))
     slices = make_slices(
         source.shape.num_layers,

@@ -35,9 +35,11 @@ def publishing(path: Path, beside: Path | None = None) -> Iterator[BinaryIO]:
 
     beside: directory of the temporary file, on the same file system; null means that of `path`.
     """
-    temporary, stream = _open_locked(path.name, path.parent if beside is None else beside)
+    directory = path.parent if beside is None else beside
+    # Hosts share the file system, and containers their pids: the word in its name is drawn by lot.
+    temporary = directory / f".{path.name}.{socket.gethostname()}.{secrets.token_hex(6)}.tmp"
     try:
-        with stream:
+        with _open_locked(temporary) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -71,21 +73,16 @@ def _is_abandoned(temporary: Path, descriptor: int) -> bool:
     return bool(_lock(descriptor)) and os.path.samestat(status, temporary.stat())
 
 
-def _open_locked(name: str, directory: Path) -> tuple[Path, BinaryIO]:
-    """A new file of nobody else's, locked before `remove_stale` can take it for abandoned.
-
-    Hosts share the file system, and containers their pids: the word in its name is drawn by lot. It is not locked where
-    there are no locks.
-    """
+def _open_locked(temporary: Path) -> BinaryIO:
+    """A new file, locked before `remove_stale` can take it for abandoned; not locked where there are no locks."""
     for _ in range(_LOCK_TRIES):
-        temporary = directory / f".{name}.{socket.gethostname()}.{secrets.token_hex(6)}.tmp"
         stream = open(temporary, "xb")  # noqa: SIM115 (the caller closes it)
         if (free := _lock(stream.fileno())) is None or (free and os.fstat(stream.fileno()).st_nlink):
-            return temporary, stream
+            return stream
         # remove_stale came between these two lines.
         stream.close()
         temporary.unlink(missing_ok=True)
-    raise TimeoutError(f"{directory}: temporary files are taken as soon as they are made")
+    raise TimeoutError(f"{temporary}: is taken as soon as it is made")
 
 
 def fsync_directory(path: Path) -> None:

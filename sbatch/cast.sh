@@ -1,5 +1,5 @@
 #!/bin/bash
-# The cast stage by hand: sbatch [--array=0-15] sbatch/cast.sh [CONFIG] [SUBMIT-OPTION...]   (from the checkout)
+# The cast stage by hand: sbatch [--array=0-15] sbatch/cast.sh [CONFIG] [--site NAME] [--set KEY=VALUE]   (from the checkout)
 # One array task casts one slice of the safetensors files; the number of tasks is cast.num_tasks of the configuration.
 #SBATCH --job-name=r1hpc-cast
 #SBATCH --array=0-15
@@ -10,7 +10,11 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A_%a.log
 
-export R1HPC_HOME=${SLURM_SUBMIT_DIR:?run this with sbatch, from the checkout}
+export R1HPC_HOME=${R1HPC_HOME:-$SLURM_SUBMIT_DIR}
+if ! [ -r "$R1HPC_HOME/sbatch/hooks.sh" ]; then
+  echo "$R1HPC_HOME is no checkout of r1hpc: run sbatch from it, or export R1HPC_HOME" >&2
+  exit 64
+fi
 export R1HPC_PYTHON=${R1HPC_PYTHON:-$R1HPC_HOME/.venv/bin/python}
 export PYTHONPATH=$R1HPC_HOME${PYTHONPATH:+:$PYTHONPATH}
 # Where a site says --export=NONE it would reach srun too, whose task then has none of these.

@@ -43,7 +43,7 @@ r1hpc_element_end() {
   job=$(SLURM_TIME_FORMAT=standard timeout 60 scontrol show job -o "$(r1hpc_job)") || return
   case $job in *' JobState=RUNNING '*) ;; *) return ;; esac
   end=${job##* EndTime=}
-  end=$(date -d "${end%% *}" +%s) || return
+  end=$(date -d "${end%% *}" +%s 2>/dev/null) || return
   # The job ends for Slurm only when the controller hears of it.
   [ "$end" -gt $(($(date +%s) + 5)) ] && return
   echo "its time is over though its work is done: requeueing job $(r1hpc_job), so that it ends as completed"

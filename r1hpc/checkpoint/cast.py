@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -95,7 +96,9 @@ def plan_cast(source: Path, target: Path) -> Cast:
         raise CheckpointError(
             f"{source}: holds no fp8 weights, so there is nothing to cast; leave ckpt.bf16_checkpoint out (null)"
         )
-    if target.resolve() == source.resolve():
+    # A link keeps its place: what it points to is what appears, and the work lies beside that.
+    target = Path(os.path.realpath(target))
+    if target == source.resolve():
         raise CheckpointError(f"{target}: is the source itself; set ckpt.bf16_checkpoint to another directory")
     wanted = {name.hf for name in checkpoint.names}
     files = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,15 @@ class Conversion(StagedWork[ConvertFile]):
         """That of the conversion on record."""
         return read_record(self.release / SOURCE).get("conversion")
 
+    def why_another(self) -> str:
+        """Whether the source is another, or only the way it was cut."""
+        if read_record(self.release / SOURCE).get("identity") != self.source.identity:
+            return super().why_another()
+        return (
+            "was made from this very source, cut in another way (convert.*) or by another version of torch; any "
+            "parallel size loads it: keep it, or remove it to convert anew"
+        )
+
     def files_of_task(self, index: int, num_tasks: int) -> tuple[ConvertFile, ...]:
         """Neighbouring slices: tasks read neighbouring source files."""
         first, last = (self.slices * number // num_tasks for number in (index, index + 1))
@@ -120,4 +130,4 @@ def plan_conversion(source: HfCheckpoint, root: Path, slices: Slices, pieces: in
     version = torch.__version__.partition("+")[0]
     text = f"{FORMAT} {version} {source.identity} {slices} {pieces}"
     digest = xxhash.xxh3_128_hexdigest(text.encode())
-    return Conversion(source, root, pieces, slices.count, tuple(files), digest)
+    return Conversion(source, Path(os.path.realpath(root)), pieces, slices.count, tuple(files), digest)

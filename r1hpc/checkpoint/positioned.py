@@ -6,8 +6,7 @@ import ctypes
 import os
 
 WRITE_BYTES = 1 << 20
-"""At most this at once: it comes out of a core's cache. With more Linux takes 2 MB pages, which a full page cache
-has to make first."""
+"""At most this at once: out of a core's cache, and no page of the page cache is larger."""
 FLUSH_BYTES = 32 << 20
 _SYNC_FILE_RANGE_WRITE = 2
 

@@ -75,6 +75,13 @@ class StagedWork(ABC, Generic[F]):
     def identity_found(self) -> object:
         """The identity of the work that `final` came from; anything else for what somebody else put there."""
 
+    def why_another(self) -> str:
+        """What is wrong with a `final` that is not this work's."""
+        return (
+            f"already holds something that was not made from {self.source.directory} as it is now; set "
+            f"{self.setting} to another directory, or remove it"
+        )
+
     @property
     def staging(self) -> Path:
         """Everything of this work before it is published."""
@@ -207,10 +214,9 @@ def _refuse_another(work: StagedWork[F]) -> None:
     free = work.final.is_dir() and not any(work.final.iterdir())
     # The last of these for another task that has published between the lines.
     if not free and work.identity_found() != work.identity and not is_published(work):
-        raise CheckpointError(
-            f"{work.final}: already holds something that was not made from {work.source.directory} as it is now; "
-            f"set {work.setting} to another directory, or remove it"
-        )
+        raise CheckpointError(f"{work.final}: {work.why_another()}")
+    if work.final.is_mount():
+        raise CheckpointError(f"{work.final}: is a mount point, and no rename takes its place; name a directory in it")
 
 
 def _missing(work: StagedWork[F], mine: Sequence[F]) -> list[F]:
@@ -221,7 +227,9 @@ def _missing(work: StagedWork[F], mine: Sequence[F]) -> list[F]:
         for folder in (work.staged, work.temporary, work.parts):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{work.final}: cannot be made ({error.strerror}); set {work.setting}") from error
+        raise CheckpointError(
+            f"{error.filename}: cannot be made ({error.strerror}); set {work.setting}, {work.final} now, elsewhere"
+        ) from error
     missing = [file for file in mine if not work.record(file)]
     # Asked again: whoever has published between these lines has taken the records away.
     return [] if is_published(work) else missing

@@ -201,7 +201,11 @@ def _disk(plan: Plan) -> tuple[Line, ...]:
     if stages.cast:
         lines.append(Line("cast", _stage_text(stages.cast)))
     if stages.convert:
-        again = f"; {show_seconds(stages.recheck.seconds)} more to read it again" if stages.recheck else ""
+        again = (
+            f"; {show_seconds(stages.recheck.seconds)} more to read it again, if one node reads that fast"
+            if stages.recheck
+            else ""
+        )
         lines += [Line("convert", _stage_text(stages.convert) + again), Line("slices", _slices_text(plan))]
     return tuple(lines)
 

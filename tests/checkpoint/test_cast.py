@@ -292,6 +292,21 @@ def test_a_source_that_is_written_to_while_it_is_read_is_refused(source: Path, t
     assert not (tmp_path / "bf16" / INDEX).exists()
 
 
+@pytest.mark.parametrize("made", [True, False])
+def test_a_target_that_is_a_link_appears_where_the_link_points(
+    source: Path, whole: dict[str, bytes], tmp_path: Path, made: bool
+) -> None:
+    elsewhere = tmp_path / "scratch"
+    elsewhere.mkdir()
+    if made:
+        (elsewhere / "bf16").mkdir()
+    (tmp_path / "link").symlink_to(elsewhere / "bf16")
+    assert cast(source, tmp_path / "link").published
+    assert contents(elsewhere / "bf16") == whole
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["bf16"]
+
+
 def test_a_target_that_holds_another_checkpoint_is_left_as_it_is(forms: Path, source: Path, tmp_path: Path) -> None:
     target = tmp_path / "bf16"
     shutil.copytree(forms / "bf16", target)

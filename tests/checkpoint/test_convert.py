@@ -323,8 +323,10 @@ def test_a_source_that_changes_between_tasks_is_converted_anew(forms: Path, tmp_
 def test_a_directory_that_holds_something_else_is_left_as_it_is(forms: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(forms / "torch_dist", tmp_path / "ref"))  # with other slices
     before = contents(root)
-    with pytest.raises(CheckpointError, match=r"ref/release: already holds something that was not made from"):
+    with pytest.raises(CheckpointError, match=r"ref/release: was made from this very source, cut in another way"):
         convert(forms / "bf16", root)
+    with pytest.raises(CheckpointError, match=r"ref/release: already holds something that was not made from"):
+        convert(forms / "fp8", root)
     (root / TRACKER).write_text("20\n")
     with pytest.raises(CheckpointError, match=r"ref: holds the commits of a training run"):
         convert(forms / "bf16", root)

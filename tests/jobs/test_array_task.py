@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,10 @@ def work(model: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-def _start(work: Path, stage: str = "cast", **environment: str) -> subprocess.Popen[str]:
+def _start(work: Path, before: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
     outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     return subprocess.Popen(
-        [sys.executable, "-m", f"jobs.{stage}", "configs/rehearsal.yaml", "--set", f"vars.WORK={work}"],
+        [*before, sys.executable, "-m", "jobs.cast", "configs/rehearsal.yaml", "--set", f"vars.WORK={work}"],
         cwd=HOME,
         env=outside | environment,
         stdout=subprocess.PIPE,
@@ -87,10 +88,10 @@ def test_an_element_does_its_share_and_the_last_one_publishes(work: Path, model:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_outside_of_slurm_a_signal_ends_it_and_leaves_no_half_file(
+def test_outside_of_a_batch_job_a_signal_ends_it_and_leaves_no_half_file(
     work: Path, model: Path, number: signal.Signals, code: int
 ) -> None:
-    process = _start(work)
+    process = _start(work, SLURM_JOB_ID="7")  # as in the shell of an allocation
     _wait_until_it_writes(work)
     process.send_signal(number)
     said, _ = process.communicate(timeout=30)
@@ -101,8 +102,10 @@ def test_outside_of_slurm_a_signal_ends_it_and_leaves_no_half_file(
     assert _without_names(work / "tiny-r1-bf16") == _without_names(model / "tiny-r1-bf16")
 
 
-def test_under_slurm_term_begins_a_grace_and_ends_nothing(work: Path, model: Path) -> None:
-    process = _start(work, SLURM_JOB_ID="7")
+def test_in_a_batch_job_term_begins_a_grace_and_ends_nothing(work: Path, model: Path) -> None:
+    deaf = ["sh", "-c", 'trap "" TERM; exec "$@"', "cast"]
+    assert shlex.join(deaf[1:3]) in (HOME / "sbatch" / "cast.sh").read_text(encoding="utf-8")
+    process = _start(work, deaf, SLURM_JOB_ID="7")
     _wait_until_it_writes(work)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
