@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     options = parser.parse_args()
+    shutil.rmtree(options.target, ignore_errors=True)
     stand_ins.install("cpu")
     # Its default starts a manager process by spawn, which imports everything anew.
     filesystem_async.get_write_results_queue("fork")

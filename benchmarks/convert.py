@@ -7,9 +7,10 @@ The first makes a model with R1's matrices (experts 2048 x 7168, attention, dens
 each step in each round, in another order every time, in a process of its own. A step and the copy that it is compared
 with read as many bytes, write as many, have as many processes and fsync every file: a copy beside an fp8 step reads the
 fp8 files and writes as many bytes as the bf16 ones have. `X_vs_copy` is the median over the rounds of seconds of the
-copy / seconds of X; the seconds of a conversion include reading everything again, those of imports are nobody's.
-Sources are in the page cache, or with --cold not. The last line is a JSON object; figures of more than the first number
-of workers end in `_w2`.
+copy / seconds of X, `X_vs_copy_best` compares the fastest rounds. The seconds of a conversion include reading everything
+again; those of imports are nobody's. Sources are in the page cache, or with --cold not. The last line is a JSON object;
+figures of more than the first number of workers end in `_w2`. The usual way has one process, and is compared with the
+conversion by the first number.
 
 The second tells what to put into run.file_system_gbps; run it on several hosts at once and add up.
 """
@@ -52,8 +53,7 @@ CLASSIC_FREE_BYTES = 14e9
 """What the usual way needs for 4.6 GB of weights, and some more: on a shared machine it is left out before it swaps."""
 STEP_TIMEOUT_S = 600
 Figures = dict[str, float]
-Step = tuple[str, ...]
-"""Arguments of benchmarks.convert_step."""
+Command = list[str]
 
 
 def main() -> int:
@@ -72,18 +72,17 @@ def main() -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     fp8 = make_model(options.work, options.gigabytes)
     bf16, out = options.work / "bf16", options.work / "out"
-    step_figures(("cast", str(fp8), str(bf16)))
-    figures: dict[str, float | str] = {"weights_gb": weights_bytes(bf16) / 1e9, "rounds": options.rounds}
+    _last_line(step("cast", fp8, bf16))
+    figures: Figures = {"weights_gb": weights_bytes(bf16) / 1e9, "rounds": options.rounds}
     for index, workers in enumerate(options.workers):
         steps = compared_steps(fp8, bf16, out, workers, options.cold)
-        found = measured_rounds(steps, options.rounds)
+        if options.classic and not index:
+            steps |= classic_step(bf16, out)
+        found = measured_rounds(steps, options.rounds, out)
         moved = {"fp8": weights_bytes(fp8) + weights_bytes(bf16), "bf16": 2 * weights_bytes(bf16)}
         figures |= {name + (f"_w{workers}" if index else ""): value for name, value in ratios(found, moved).items()}
-    if options.classic:
-        figures |= classic(bf16, out, float(figures["convert_s"]))
-    for directory in (bf16, out):
-        shutil.rmtree(directory, ignore_errors=True)
-    print(json.dumps({name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}))
+    shutil.rmtree(bf16)
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
     return 0
 
 
@@ -109,35 +108,44 @@ def make_model(work: Path, gigabytes: float) -> Path:
     return target
 
 
-def compared_steps(fp8: Path, bf16: Path, out: Path, workers: int, cold: bool) -> dict[str, Step]:
+def compared_steps(fp8: Path, bf16: Path, out: Path, workers: int, cold: bool) -> dict[str, Command]:
     """What every round does."""
-    options = ("--workers", str(workers), *(["--cold"] if cold else []))
-    widened = ("--written-bytes", str(weights_bytes(bf16)))
+    options = ["--workers", str(workers), *(["--cold"] if cold else [])]
     return {
-        "copy_fp8": ("copy", str(fp8), str(out), *options, *widened),
-        "copy_bf16": ("copy", str(bf16), str(out), *options),
-        "cp_bf16": ("cp", str(bf16), str(out), *options),
-        "cast": ("cast", str(fp8), str(out), *options),
-        "convert": ("convert", str(bf16), str(out), *options),
-        "convert_fp8": ("convert", str(fp8), str(out), *options),
+        "copy_fp8": step("copy", fp8, out, *options, "--written-bytes", str(weights_bytes(bf16))),
+        "copy_bf16": step("copy", bf16, out, *options),
+        "cp_bf16": step("cp", bf16, out, *options),
+        "cast": step("cast", fp8, out, *options),
+        "convert": step("convert", bf16, out, *options),
+        "convert_fp8": step("convert", fp8, out, *options),
     }
 
 
-def measured_rounds(steps: dict[str, Step], rounds: int) -> dict[str, list[Figures]]:
-    """The figures of every step in every round."""
+def step(kind: str, source: Path, target: Path, *options: str) -> Command:
+    """The command of one step."""
+    return [sys.executable, "-m", "benchmarks.convert_step", kind, str(source), str(target), *options]
+
+
+def classic_step(bf16: Path, out: Path) -> dict[str, Command]:
+    """The usual way, where there is memory for it."""
+    free = _available_bytes()
+    if free < CLASSIC_FREE_BYTES:
+        print(f"the usual way is left out: {free / 1e9:.1f} GB are available, it takes {CLASSIC_FREE_BYTES / 1e9:.0f}")
+        return {}
+    return {"classic": [sys.executable, "-W", "ignore", "-m", "benchmarks.classic_convert", str(bf16), str(out)]}
+
+
+def measured_rounds(steps: dict[str, Command], rounds: int, out: Path) -> dict[str, list[Figures]]:
+    """The figures of every step in every round; steps write to `out`."""
     found: dict[str, list[Figures]] = {name: [] for name in steps}
     for number in range(rounds):
         for name in random.Random(number).sample(list(steps), len(steps)):
-            figures = step_figures(steps[name])
+            os.sync()  # what others have written is not to be waited for by this one
+            figures = _last_line(steps[name])
             found[name].append(figures)
             print(f"  {name:<12}" + "".join(f" {key} {value:8.2f}" for key, value in figures.items()), flush=True)
+    shutil.rmtree(out, ignore_errors=True)
     return found
-
-
-def step_figures(step: Step) -> Figures:
-    """Run one step."""
-    os.sync()  # what others have written is not to be waited for by this one
-    return _last_line([sys.executable, "-m", "benchmarks.convert_step", *step])
 
 
 def ratios(found: dict[str, list[Figures]], moved: Mapping[str, int]) -> Figures:
@@ -154,44 +162,34 @@ def ratios(found: dict[str, list[Figures]], moved: Mapping[str, int]) -> Figures
         source = "fp8" if name in ("cast", "copy_fp8", "convert_fp8") else "bf16"
         return moved[source] / 1e9 / statistics.median(seconds(name))
 
-    return {
+    own = [name for name in found if name != "classic"]
+    figures = {
         "cast_vs_copy": against("copy_fp8", "cast"),
         "convert_vs_copy": against("copy_bf16", "convert"),
         "convert_fp8_vs_copy": against("copy_fp8", "convert_fp8"),
         "convert_vs_copy_without_recheck": against("copy_bf16", "convert", "recheck_s"),
         "convert_fp8_vs_copy_without_recheck": against("copy_fp8", "convert_fp8", "recheck_s"),
         "convert_vs_cp": against("cp_bf16", "convert"),
+        "cast_vs_copy_best": min(seconds("copy_fp8")) / min(seconds("cast")),
+        "convert_vs_copy_best": min(seconds("copy_bf16")) / min(seconds("convert")),
+        "convert_fp8_vs_copy_best": min(seconds("copy_fp8")) / min(seconds("convert_fp8")),
         "recheck_s": statistics.median(figures["recheck_s"] for figures in found["convert"]),
-        "peak_mb_worker": max(figures.get("peak_mb", 0.0) for step in found.values() for figures in step),
+        "peak_mb_worker": max(each.get("peak_mb", 0.0) for name in own for each in found[name]),
         **{f"{name}_s": statistics.median(seconds(name)) for name in found},
-        **{f"{name}_gbps": speed(name) for name in found},
+        **{f"{name}_gbps": speed(name) for name in own},
     }
-
-
-def classic(bf16: Path, out: Path, convert_s: float) -> dict[str, float | str]:
-    """The usual way, once, where there is memory for it."""
-    free = _available_bytes()
-    if free < CLASSIC_FREE_BYTES:
-        reason = f"{free / 1e9:.1f} GB of memory are available; it takes {CLASSIC_FREE_BYTES / 1e9:.0f}"
-        print(f"the usual way is left out: {reason}")
-        return {"classic_left_out": reason}
-    shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.classic_convert", str(bf16), str(out)]
-    figures = _last_line(command)
-    print("  classic     " + "".join(f" {key} {value:8.2f}" for key, value in figures.items()))
-    return {
-        "classic_s": figures["seconds"],
-        "classic_peak_mb": figures["peak_mb"],
-        "classic_vs_convert_s": figures["seconds"] / convert_s,
-    }
+    if "classic" in found:
+        figures["classic_vs_convert_s"] = 1 / against("convert", "classic")
+        figures["classic_peak_mb"] = max(each["peak_mb"] for each in found["classic"])
+    return figures
 
 
 def speed_of(directory: Path, gigabytes: float, processes: Sequence[int]) -> int:
     """Print what the file system of a directory does."""
     best = 0.0
     for count in processes:
-        step = ("speed", str(directory), str(directory), "--workers", str(count))
-        figures = step_figures((*step, "--written-bytes", str(int(gigabytes * 1e9))))
+        size = str(int(gigabytes * 1e9))
+        figures = _last_line(step("speed", directory, directory, "--workers", str(count), "--written-bytes", size))
         best = max(best, min(figures.values()))
         shown = f"written at {figures['write_gbps']:.2f} GB/s, read and written at {figures['copy_gbps']:.2f} GB/s"
         print(f"{count} processes: {shown}", flush=True)

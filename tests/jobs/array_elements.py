@@ -89,7 +89,7 @@ def _is_task(pid: int, job: str, index: int) -> bool:
     except OSError:
         return False
     of_element = {f"SLURM_ARRAY_JOB_ID={job}".encode(), f"SLURM_ARRAY_TASK_ID={index}".encode()} <= set(environment)
-    return of_element and program.endswith(b"python") and above.startswith(b"slurmstepd")
+    return of_element and program.rpartition(b"/")[2].startswith(b"python") and above.startswith(b"slurmstepd")
 
 
 def _exists(pid: int) -> bool:
