@@ -7,7 +7,7 @@ The first makes a model with R1's matrices (experts 2048 x 7168, attention, dens
 each step in each round, in another order every time, in a process of its own. A step and the copy that it is compared
 with read as many bytes, write as many, have as many processes and fsync every file: a copy beside an fp8 step reads the
 fp8 files and writes as many bytes as the bf16 ones have. `X_vs_copy` is the median over the rounds of seconds of the
-copy / seconds of X, `X_vs_copy_best` compares the fastest rounds. The seconds of a conversion include reading everything
+copy / seconds of X, `X_vs_copy_best` compares the fastest rounds. The seconds of a conversion include reading all of it
 again; those of imports are nobody's. Sources are in the page cache, or with --cold not. The last line is a JSON object;
 figures of more than the first number of workers end in `_w2`. The usual way has one process, and is compared with the
 conversion by the first number.
