@@ -13,9 +13,15 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 
-export R1HPC_HOME=${SLURM_SUBMIT_DIR:?run this with sbatch, from the checkout}
+export R1HPC_HOME=${R1HPC_HOME:-${SLURM_SUBMIT_DIR:?run this with sbatch, from the checkout}}
+if ! [ -r "$R1HPC_HOME/sbatch/hooks.sh" ]; then
+  echo "$R1HPC_HOME is no checkout of r1hpc: run sbatch from it, or export R1HPC_HOME" >&2
+  exit 64
+fi
 export R1HPC_PYTHON=${R1HPC_PYTHON:-$R1HPC_HOME/.venv/bin/python}
 export PYTHONPATH=$R1HPC_HOME${PYTHONPATH:+:$PYTHONPATH}
+# Where a site says --export=NONE it would reach srun too, whose task then has none of these.
+unset SLURM_EXPORT_ENV
 config=${1:-$R1HPC_HOME/configs/r1.yaml}
 shift || true
 # shellcheck source=sbatch/hooks.sh
