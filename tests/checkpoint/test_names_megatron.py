@@ -20,7 +20,7 @@ from r1hpc.checkpoint.names import TensorName, by_key, extra_state_keys, tensors
 from r1hpc.plan.model_shape import ModelShape, read_model_shape
 from tests.checkpoint.megatron import stand_ins
 from tests.checkpoint.megatron.model import Layout, build, sharded_state
-from tests.checkpoint.megatron.processes import fork_ranks
+from tests.forked_ranks import fork_ranks
 
 MODELS = Path(__file__).parents[2] / "configs/models"
 DEADLINE_S = 120.0

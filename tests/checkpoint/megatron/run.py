@@ -21,7 +21,7 @@ from r1hpc.plan.model_shape import ModelShape
 from tests.checkpoint.megatron import stand_ins
 from tests.checkpoint.megatron.model import Layout, build, sharded_state
 from tests.checkpoint.megatron.modules import context_positions
-from tests.checkpoint.megatron.processes import Result, fork_ranks, join_gloo
+from tests.forked_ranks import Result, fork_ranks, join_gloo
 
 DEADLINE_S = 60.0
 
