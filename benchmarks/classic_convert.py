@@ -23,9 +23,11 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from safetensors import safe_open
 
 from r1hpc.checkpoint.hf_checkpoint import HfCheckpoint, open_checkpoint
-from tests.checkpoint.megatron import stand_ins
-from tests.checkpoint.megatron.model import Layout, build, sharded_state
-from tests.checkpoint.megatron.processes import join_gloo
+from r1hpc.model import compat
+from r1hpc.model.build import build_model, sharded_state
+from r1hpc.model.parallel import Layout
+from r1hpc.model.settings import TrainSettings
+from tests.forked_ranks import join_gloo
 
 DEADLINE_S = 600.0
 
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     options = parser.parse_args()
     shutil.rmtree(options.target, ignore_errors=True)
-    stand_ins.install("cpu")
+    compat.prepare("cpu")
     # Its default starts a manager process by spawn, which imports everything anew.
     filesystem_async.get_write_results_queue("fork")
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
@@ -51,7 +53,7 @@ def main() -> None:
 def convert(source: HfCheckpoint, target: Path, layout: Layout) -> dict[str, float]:
     """Build, load, save; seconds of each and the peak of this process's resident memory."""
     begin = time.perf_counter()
-    state = sharded_state(build(source.config, layout, torch.bfloat16).eval())
+    state = sharded_state(build_model(source.config, layout, TrainSettings(torch.bfloat16)))
     apply_factories(state)
     built = time.perf_counter()
     load(source, state)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace, nested_values
@@ -20,17 +19,13 @@ from megatron.core.dist_checkpointing.mapping import (
 from torch.distributed.checkpoint.api import CheckpointException
 
 from r1hpc.checkpoint.boxes import Box
+from r1hpc.checkpoint.collective import everyones, raise_together, rank_of
 from r1hpc.checkpoint.compare import Request, problems_of, unread
 from r1hpc.checkpoint.names import tensors
 from r1hpc.checkpoint.structure import file_problems
 from r1hpc.checkpoint.torch_dist import TorchDist, open_torch_dist
 from r1hpc.errors import CheckpointError, CheckpointProblems, R1hpcError
 from r1hpc.plan.model_shape import ModelShape
-
-T = TypeVar("T")
-
-MAX_PROBLEMS = 20
-"""Shown of a checkpoint."""
 
 
 def load_weights(
@@ -103,7 +98,7 @@ def _open_together(directory: Path) -> TorchDist:
         checkpoint = open_torch_dist(directory)
     except R1hpcError as error:
         failure = error
-    for failed in _everyones(failure):
+    for failed in everyones(failure):
         if failed is not None:
             raise failed
     assert checkpoint is not None
@@ -116,26 +111,13 @@ def _refuse_together(requests: list[Request], checkpoint: TorchDist, spelling: _
         f"{checkpoint.directory}: {problem}"
         for problem in problems_of(requests, checkpoint.tensors, spelling.float32, cast)
     ]
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if rank_of() == 0:
         found += file_problems(checkpoint, {})
-    ranks = _everyones((found, {spelling.portable(request.key) for request in requests}))
-    requested = {key for _, keys in ranks for key in keys}
-    # Ranks that hold the same tensor say the same of it.
-    problems = list(dict.fromkeys(problem for problems, _ in ranks for problem in problems))
+    mine = {spelling.portable(request.key) for request in requests}
+    requested = {key for keys in everyones(mine) for key in keys}
     left = unread(requested, {spelling.portable(key) for key in checkpoint.tensors})
-    problems += [f"{checkpoint.directory}: {problem}" for problem in left]
-    if problems:
-        shown, rest = problems[:MAX_PROBLEMS], len(problems[MAX_PROBLEMS:])
-        raise CheckpointProblems(shown + ([f"and {rest} more"] if rest else []))
-
-
-def _everyones(mine: T) -> list[T]:
-    """`mine` of every rank, in their order."""
-    if not dist.is_initialized():
-        return [mine]
-    ranks = [mine] * dist.get_world_size()
-    dist.all_gather_object(ranks, mine)
-    return ranks
+    found += [f"{checkpoint.directory}: {problem}" for problem in left]
+    raise_together([CheckpointProblems(found)] if found else [])
 
 
 def _reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""python -m r1hpc.config check|show|explain|import|reference"""
+"""python -m r1hpc.config check|show|explain|import|reference|flags"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from r1hpc.config.dump import dump_config
 from r1hpc.config.explain import explain, reference
+from r1hpc.config.flags_page import flags_page
 from r1hpc.config.import_script import import_script
 from r1hpc.config.load import LoadedConfig, load_config
 from r1hpc.errors import ConfigError, R1hpcError
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     bring.set_defaults(run=_import)
 
     commands.add_parser("reference", help="print docs/configuration-reference.md").set_defaults(run=_reference)
+    commands.add_parser("flags", help="print docs/flags.md").set_defaults(run=_flags)
     return parser
 
 
@@ -120,6 +122,10 @@ def _write(path: Path, text: str) -> None:
 
 def _reference(arguments: argparse.Namespace) -> None:
     print(reference(), end="")
+
+
+def _flags(arguments: argparse.Namespace) -> None:
+    print(flags_page(), end="")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from r1hpc.config.portable import SETTLED
+
 
 @dataclass(frozen=True)
 class SameAs:
@@ -16,8 +18,6 @@ class SameAs:
 
 WRITTEN: Final = object()
 """In `Alias.sets`: the value as it was written."""
-ANY: Final = object()
-"""In `Alias.only`: every value is taken."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Alias:
     old: str
     """Key in today's spelling: section.name, underscores."""
     sets: Mapping[str, object] = field(default_factory=dict)
-    only: object = ANY
-    """The one value that is accepted."""
+    only: tuple[object, ...] = ()
+    """The values that are accepted; empty for every value."""
     why: str = ""
 
 
@@ -39,10 +39,10 @@ def _renamed(old: str, new: str) -> Alias:
 def _switch(old: str, **sets: object) -> Alias:
     """A flag that is now written as values of other keys of its section; `false` means nothing."""
     section = old.partition(".")[0]
-    return Alias(old, {f"{section}.{name}": value for name, value in sets.items()}, only=True)
+    return Alias(old, {f"{section}.{name}": value for name, value in sets.items()}, only=(True,))
 
 
-def _no_effect(old: str, why: str, only: object = ANY) -> Alias:
+def _no_effect(old: str, why: str, *only: object) -> Alias:
     return Alias(old, only=only, why=why)
 
 
@@ -59,30 +59,25 @@ ALIASES: Final[tuple[Alias, ...]] = (
     _renamed("sglang.data_parallel_size", "sglang.dp_size"),
     # Megatron: arguments that newer versions dropped, and flags whose field has another name.
     _switch("megatron.moe_enable_deepep", moe_token_dispatcher_type="flex", moe_flex_dispatcher_backend="deepep"),
-    _switch("megatron.use_flash_attn", attention_backend="flash"),
     _switch("megatron.bf16", params_dtype="bf16"),
-    _switch("megatron.no_rope_fusion", apply_rope_fusion=False),
-    _switch("megatron.no_masked_softmax_fusion", masked_softmax_fusion=False),
     _switch("megatron.no_bias_dropout_fusion", bias_dropout_fusion=False),
     _switch("megatron.no_bias_swiglu_fusion", bias_activation_fusion=False),
-    _switch("megatron.no_gradient_accumulation_fusion", gradient_accumulation_fusion=False),
-    _no_effect("megatron.moe_grouped_gemm", "experts are always computed as one grouped product"),
-    _no_effect("megatron.use_mcore_models", "Megatron core is the only trainer"),
-    _no_effect("megatron.variable_seq_lengths", "sequences are always packed, so lengths always vary"),
+    _renamed("megatron.moe_deepep_num_sms", "megatron.moe_flex_dispatcher_num_sms"),
+    *(_no_effect(f"megatron.{name}", group.why, *group.only) for group in SETTLED for name in group.fields),
     _no_effect("perf.seq_length", "sequences are packed to max_tokens_per_gpu; Megatron's seq_length is a dummy"),
     _no_effect("perf.micro_batch_size", "micro-batches are packed to max_tokens_per_gpu"),
-    _no_effect("optimizer.use_distributed_optimizer", "the optimizer is always distributed", only=True),
+    _no_effect("optimizer.use_distributed_optimizer", "the optimizer is always distributed", True),
     # The rest of the launch script.
     _renamed("hosts.slot", "hosts.gpus_per_node"),
     _renamed("hosts.slots", "hosts.gpus_per_node"),
     _renamed("hosts.num_gpus_per_node", "hosts.gpus_per_node"),
     _renamed("hosts.actor_num_nodes", "hosts.num_nodes"),
     _renamed("hosts.actor_num_gpus_per_node", "hosts.gpus_per_node"),
-    _no_effect("hosts.colocate", "training and rollout always share the GPUs", only=True),
+    _no_effect("hosts.colocate", "training and rollout always share the GPUs", True),
     _switch("rollout.partial_rollout", recycle="tokens"),
     _no_effect("cast.mp_pp0_layers", "only Pai-Megatron-Patch's older converters read it, the cast never did"),
-    _no_effect("convert.tensor_model_parallel_size", "the conversion slices by pipeline and expert", only=1),
-    _no_effect("convert.expert_tensor_parallel_size", "the conversion slices by pipeline and expert", only=1),
+    _no_effect("convert.tensor_model_parallel_size", "the conversion slices by pipeline and expert", 1),
+    _no_effect("convert.expert_tensor_parallel_size", "the conversion slices by pipeline and expert", 1),
 )
 
 VALUE_ALIASES: Final[Mapping[tuple[str, str], str]] = {

@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from r1hpc.config.aliases import Alias, aliases_by_key
 from r1hpc.config.load import LoadedConfig
-from r1hpc.config.modernize import plain_name, what_is_set
+from r1hpc.config.modernize import plain_name, what_is_set, words_of
 from r1hpc.config.nearest import nearest
 from r1hpc.config.passed_through import refusal
 from r1hpc.config.schema import Config
@@ -95,6 +95,8 @@ def _explain_alias(alias: Alias) -> Iterator[str]:
         yield f"  an older name: read as {', '.join(what_is_set(key, new) for key, new in alias.sets.items())}"
     else:
         yield f"  accepted without effect: {alias.why}"
+    if alias.only and not alias.sets:
+        yield f"  takes    only {words_of(alias.only)}"
 
 
 def _explain_other(section: str, name: str) -> Iterator[str]:

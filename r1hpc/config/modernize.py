@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from r1hpc.config.aliases import ANY, VALUE_ALIASES, WRITTEN, Alias, SameAs, aliases_by_key
+from r1hpc.config.aliases import VALUE_ALIASES, WRITTEN, Alias, SameAs, aliases_by_key
 from r1hpc.config.schema import Config
 from r1hpc.config.source import KeyPath, Layer, Notice, Origin, Problem, dotted
 from r1hpc.config.structure import section_fields
@@ -61,10 +61,10 @@ def plain_name(name: str, section: str) -> str:
 
 def _replace(layer: Layer, old: KeyPath, alias: Alias, notices: list[Notice], problems: list[Problem]) -> None:
     value, origin = layer.pop(old)
-    if alias.only is True and value is False and alias.sets:
+    if alias.only == (True,) and value is False and alias.sets:
         notices.append(Notice(origin, f"{dotted(old)} = false has no effect: leave it out"))
-    elif alias.only is not ANY and (value != alias.only or isinstance(value, bool) != isinstance(alias.only, bool)):
-        rule = f"only {json.dumps(alias.only)} is accepted" + (f": {alias.why}" if alias.why else "")
+    elif alias.only and not any(_same(value, accepted) for accepted in alias.only):
+        rule = f"only {words_of(alias.only)} is accepted" + (f": {alias.why}" if alias.why else "")
         problems.append(Problem(origin, rule, f"{dotted(old)} = {json.dumps(value, default=str)}"))
     elif not alias.sets:
         notices.append(Notice(origin, f"{dotted(old)} is accepted without effect: {alias.why}"))
@@ -73,6 +73,17 @@ def _replace(layer: Layer, old: KeyPath, alias: Alias, notices: list[Notice], pr
         notices.append(
             Notice(origin, f"{dotted(old)} is an older name: {', '.join(filter(None, said)) or 'nothing new'}")
         )
+
+
+def _same(value: object, accepted: object) -> bool:
+    # true == 1 in Python, and not in a configuration.
+    return value == accepted and isinstance(value, bool) == isinstance(accepted, bool)
+
+
+def words_of(accepted: Sequence[object]) -> str:
+    """`none, aux_loss or seq_aux_loss`."""
+    words = [value if isinstance(value, str) else json.dumps(value) for value in accepted]
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _set(layer: Layer, path: KeyPath, new: object, written: object, origin: Origin) -> str:

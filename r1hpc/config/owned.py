@@ -67,7 +67,102 @@ moe_router_topk_scaling_factor moe_router_enable_expert_bias mtp_num_layers
 MODEL_ARGUMENTS: Final = frozenset(_MODEL_ARGUMENTS.split())
 """Megatron's arguments and fields that describe the model: all of them are derived from config.json."""
 
-MEGATRON_OWNED: Final = dict.fromkeys(MODEL_ARGUMENTS, _CONFIG_JSON) | {
+_REFUSED_GROUPS: Final[tuple[tuple[str, str], ...]] = (
+    (
+        _CONFIG_JSON,
+        """activation_func_clamp_value apply_residual_connection_post_layernorm attention_output_gate glu_linear_offset
+        moe_apply_probs_on_input moe_latent_size moe_mlp_glu_interleave_size moe_router_topk_limited_devices
+        moe_shared_expert_gate moe_shared_expert_glu_interleave_size no_rope_freq qk_l2_norm rotary_interleaved
+        softmax_scale softmax_type window_attn_skip_freq window_size""",
+    ),
+    (
+        "it belongs to another architecture than DeepSeek-V3's",
+        """dsa_indexer_head_dim dsa_indexer_k_norm_epsilon dsa_indexer_k_norm_fp32 dsa_indexer_loss_coeff
+        dsa_indexer_n_heads dsa_indexer_rope_interleaved dsa_indexer_rotate_activation dsa_indexer_scoring_relu
+        dsa_indexer_skip_topk_offset dsa_indexer_topk dsa_indexer_topk_freq dsa_indexer_use_sparse_loss
+        dsa_kernel_backend experimental_attention_variant hetereogenous_dist_checkpoint heterogeneous_block_specs
+        is_hybrid_model linear_attention_freq linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads
+        linear_num_value_heads linear_value_head_dim mamba_head_dim mamba_num_groups mamba_num_heads mamba_state_dim
+        mamba_training_ssm_states_dtype mrope_section mup_attn_scale_power mup_base_head_dim mup_base_hidden_size
+        mup_embedding_mult mup_output_mult mup_width_mult use_mamba_mem_eff_path use_mup""",
+    ),
+    (
+        "no multi-token-prediction layer is trained",
+        "mtp_hybrid_override_pattern mtp_standalone mtp_use_repeated_layer",
+    ),
+    (
+        "generation is the engine's: see the section sglang",
+        """batch_invariant_mode cache_mla_latents flash_decode inference_cuda_graph_scope
+        inference_disable_triton_nvls_kernels inference_fuse_tp_communication inference_grouped_gemm_backend
+        inference_moe_disable_fused_quant_kernels inference_moe_token_dispatcher_type inference_rng_tracker
+        inference_sampling_seed mlp_chunks_for_prefill moe_pad_experts_for_cuda_graph_inference
+        nccl_all_reduce_for_prefill symmetric_ar_type use_inference_optimized_layers""",
+    ),
+    (
+        "the trained policy must route as the engine that sampled does: no token is dropped, no noise is added",
+        """moe_expert_capacity_factor moe_expert_rank_capacity_factor moe_input_jitter_eps
+        moe_pad_expert_input_to_capacity moe_router_force_biased moe_router_force_load_balancing
+        moe_router_quantile_balancing_ema moe_token_dropping""",
+    ),
+    ("a rollout brings no record of its routes", "moe_enable_routing_replay"),
+    (
+        "needs Transformer Engine or kitchen: training is in params_dtype",
+        """activation_func_fp8_input_store first_last_layers_bf16 fp4_param fp4_quantizer_factory fp4_recipe
+        fp8_amax_compute_algo fp8_amax_history_len fp8_dot_product_attention fp8_interval fp8_margin
+        fp8_multi_head_attention fp8_output_proj fp8_param fp8_quantizer_factory fp8_recipe fp8_wgrad
+        kitchen_attention_backend moe_router_padding_for_fp8 moe_router_padding_for_quantization
+        moe_single_grouped_bias moe_single_grouped_weight num_layers_at_end_in_bf16 num_layers_at_start_in_bf16
+        quant_recipe tp_only_amax_red use_grouped_gemm_for_dense_mlp use_grouped_gemm_for_shared_expert use_kitchen
+        use_kitchen_attention""",
+    ),
+    (
+        "activations are kept or recomputed, never offloaded: perf.recompute_granularity decides it",
+        """activation_offload_fraction cpu_offloading_activations cpu_offloading_double_buffering
+        cpu_offloading_num_layers cpu_offloading_retain_pinned_cpu_buffers cpu_offloading_weights
+        delay_offload_until_cuda_graph delta_offload_bytes_across_pp_ranks fine_grained_activation_offloading
+        fine_grained_offloading_max_inflight_offloads min_offloaded_tensor_size moe_paged_stash
+        moe_paged_stash_buffer_size_factor_cpu moe_paged_stash_buffer_size_factor_cuda moe_paged_stash_page_size
+        offload_modules""",
+    ),
+    (
+        "packed micro-batches vary in length, so no graph can be replayed",
+        """cuda_graph_modules cuda_graph_retain_backward_graph cuda_graph_scope cuda_graph_use_single_mempool
+        cuda_graph_warmup_steps enable_cuda_graph external_cuda_graph""",
+    ),
+    ("recompute_modules: [moe] says it", "moe_layer_recompute"),
+    (
+        "perf.recompute_granularity decides it, for all micro-batches alike",
+        "num_microbatches_with_partial_activation_checkpoints",
+    ),
+    (
+        "attention keeps no maximum of its scores",
+        "log_max_attention_logit qk_clip qk_clip_alpha qk_clip_threshold",
+    ),
+    (
+        "of the flex dispatcher only moe_flex_dispatcher_num_sms can be tuned",
+        """moe_hybridep_num_blocks_permute moe_hybridep_num_blocks_unpermute moe_hybridep_num_sms
+        moe_hybridep_num_sms_preprocessing moe_hybridep_pad_uneven_dispatch_inputs moe_ncclep_static_shape
+        moe_ncclep_zero_copy""",
+    ),
+    (
+        "stages talk through NCCL on GPUs and gloo on CPU",
+        "pipeline_model_parallel_comm_backend use_ring_exchange_p2p",
+    ),
+    (
+        "it is a function or an object, which the trainer sets",
+        """_cpu_offloading_context embedding_init_method experimental_attention_variant_loss_scale_func
+        finalize_model_grads_func grad_scale_func grad_sync_func init_method moe_grad_scale_func mtp_grad_scale_func
+        no_sync_func output_layer_init_method param_sync_func timers""",
+    ),
+    ("hosts.device decides where the model is built", "init_model_with_meta_device"),
+    ("the run directory holds the resolved configuration", "config_logger_dir"),
+    ("it is for Megatron's own tests", "test_mode"),
+)
+"""A reason, and the fields of MLATransformerConfig that are refused for it."""
+
+MEGATRON_OWNED: Final = {
+    **dict.fromkeys(MODEL_ARGUMENTS, _CONFIG_JSON),
+    **{name: reason for reason, names in _REFUSED_GROUPS for name in names.split()},
     "fp16": "params_dtype decides it, bf16 or fp32",
     "pipeline_dtype": _PRECISION,
     "autocast_dtype": _PRECISION,

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Final
 
+from r1hpc.config.rule import Broken, Rule
 from r1hpc.config.schema import Config
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A rule that does not hold: the key to show, and the rule with its numbers and the way out."""
-
-    key: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A check that reads only `sections`, so that it can run while others are still wrong."""
-
-    sections: tuple[str, ...]
-    check: Callable[[Config], Iterator[Broken]]
+from r1hpc.config.trainer_rules import TRAINER_RULES
 
 
 def _batch(config: Config) -> Iterator[Broken]:
@@ -102,18 +87,6 @@ def _directories(config: Config) -> Iterator[Broken]:
             seen[path] = name
 
 
-def _recompute(config: Config) -> Iterator[Broken]:
-    perf = config.perf
-    if perf.recompute_granularity == "full":
-        for name in ("recompute_method", "recompute_num_layers"):
-            if getattr(perf, name) is None:
-                yield Broken("perf.recompute_granularity", f"full also needs {name}")
-        return
-    for name in ("recompute_method", "recompute_num_layers"):
-        if getattr(perf, name) is not None:
-            yield Broken(f"perf.{name}", "only with recompute_granularity: full; leave it out")
-
-
 def _packing(config: Config) -> Iterator[Broken]:
     perf = config.perf
     if perf.use_dynamic_batch_size and perf.max_tokens_per_gpu is None:
@@ -122,17 +95,6 @@ def _packing(config: Config) -> Iterator[Broken]:
         yield Broken("perf.max_tokens_per_gpu", "has no effect without use_dynamic_batch_size: true")
     if perf.sequence_parallel and perf.tensor_model_parallel_size == 1:
         yield Broken("perf.sequence_parallel", "shards over tensor ranks: raise tensor_model_parallel_size(1)")
-
-
-def _optimizer(config: Config) -> Iterator[Broken]:
-    optimizer = config.optimizer
-    if optimizer.optimizer_cpu_offload and not optimizer.use_precision_aware_optimizer:
-        rule = "needs use_precision_aware_optimizer: true; without it the first step writes pre-load weights back"
-        yield Broken("optimizer.optimizer_cpu_offload", rule)
-    if optimizer.overlap_cpu_optimizer_d2h_h2d and not optimizer.optimizer_cpu_offload:
-        yield Broken("optimizer.overlap_cpu_optimizer_d2h_h2d", "only with optimizer_cpu_offload: true; leave it out")
-    if optimizer.min_lr > optimizer.lr:
-        yield Broken("optimizer.min_lr", f"must be at most lr({optimizer.lr})")
 
 
 def _engine(config: Config) -> Iterator[Broken]:
@@ -152,15 +114,6 @@ def _engine(config: Config) -> Iterator[Broken]:
         )
     if sglang.moe_dense_tp_size not in (None, 1, gpus):
         yield Broken("sglang.moe_dense_tp_size", f"must be 1, {size} or null")
-
-
-def _dispatcher(config: Config) -> Iterator[Broken]:
-    megatron = config.megatron
-    flex = megatron.moe_token_dispatcher_type == "flex"
-    if flex and megatron.moe_flex_dispatcher_backend is None:
-        yield Broken("megatron.moe_token_dispatcher_type", "flex needs moe_flex_dispatcher_backend: deepep or hybridep")
-    if not flex and megatron.moe_flex_dispatcher_backend is not None:
-        yield Broken("megatron.moe_flex_dispatcher_backend", "only with moe_token_dispatcher_type: flex")
 
 
 def _device(config: Config) -> Iterator[Broken]:
@@ -195,12 +148,10 @@ RULES: Final = (
     Rule(("grpo",), _kl),
     Rule(("ckpt", "grpo"), _reference),
     Rule(("ckpt",), _directories),
-    Rule(("perf",), _recompute),
     Rule(("perf",), _packing),
-    Rule(("optimizer",), _optimizer),
     Rule(("sglang",), _engine),
-    Rule(("megatron",), _dispatcher),
     Rule(("hosts", "sglang", "megatron"), _device),
     Rule(("hosts",), _ports),
     Rule(("slurm",), _signal_lead),
+    *TRAINER_RULES,
 )

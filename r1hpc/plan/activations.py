@@ -28,7 +28,7 @@ def activation_parts(
 ) -> tuple[MemoryPart, ...]:
     """Activations of a stage at its peak, in one-forward-one-backward order: stage i holds PP - i micro-batches."""
     tokens = local_tokens(config, batches)
-    shard = tokens // topology.tp if config.perf.sequence_parallel else tokens
+    shard = tokens // topology.tp
     element = FP32 if config.megatron.params_dtype == "fp32" else BF16
     in_flight = topology.pp - stage.index
     layer = element * layer_elements(shape, topology, stage, tokens, shard)

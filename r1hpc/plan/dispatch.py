@@ -31,7 +31,7 @@ class Dispatch:
 def make_dispatch(config: Config, shape: ModelShape, topology: Topology, batches: Batches) -> Dispatch:
     """The dispatch of a full micro-batch."""
     tokens = local_tokens(config, batches)
-    shard = tokens // topology.tp if config.perf.sequence_parallel else tokens
+    shard = tokens // topology.tp
     group = topology.groups("etp_ep")[0]
     nodes = len({topology.node_of(rank) for rank in group})
     remote = 1 - sum(topology.node_of(rank) == topology.node_of(group[0]) for rank in group) / len(group)

@@ -16,6 +16,8 @@ from r1hpc.plan.model_shape import ModelShape
 from r1hpc.plan.parameters import BF16, FP32
 from r1hpc.plan.topology import Topology
 
+GRAD_BYTES = FP32
+"""Of one element of the gradient buffer: gradients are always summed in float32."""
 SYNC_BUCKETS = 4
 """Buckets on a GPU during a sync: two alternating bf16 gathers, two alternating ones in the engine's format."""
 KEPT_GROUPS_WORLD = 128
@@ -45,11 +47,6 @@ def param_bytes(config: Config) -> int:
     return FP32 if config.megatron.params_dtype == "fp32" else BF16
 
 
-def grad_bytes(config: Config) -> int:
-    """Of one element of the gradient buffer."""
-    return FP32 if config.megatron.accumulate_allreduce_grads_in_fp32 else param_bytes(config)
-
-
 def owned_parameters(stage: Stage, topology: Topology) -> int:
     """Parameters whose optimizer state one GPU keeps: dense ones are sharded over DP x CP, experts over expert DP."""
     return ceil(stage.dense_parameters / (topology.dp * topology.cp)) + ceil(stage.expert_parameters / topology.edp)
@@ -73,7 +70,7 @@ def trainer_asleep_bytes(topology: Topology, device: Assumptions, rebuilt: bool)
 def model_parts(config: Config, stage: Stage, topology: Topology) -> tuple[MemoryPart, ...]:
     """What the trained model itself keeps on a GPU."""
     billions = f"{stage.parameters / 1e9:.2f} B"
-    weight, gradient = param_bytes(config), grad_bytes(config)
+    weight, gradient = param_bytes(config), GRAD_BYTES
     on_gpu = 0 if config.optimizer.optimizer_cpu_offload else ADAM_BYTES * owned_parameters(stage, topology)
     return parts(
         MemoryPart("weights", weight * stage.parameters, f"{billions} x {weight} B"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from r1hpc.config import Config
 from r1hpc.plan.assumptions import ADAM_BYTES, GIB, Assumptions
 from r1hpc.plan.engine import EnginePlan
-from r1hpc.plan.gpu_memory import Phase, grad_bytes, owned_parameters, param_bytes
+from r1hpc.plan.gpu_memory import GRAD_BYTES, Phase, owned_parameters, param_bytes
 from r1hpc.plan.layers import Stage
 from r1hpc.plan.memory import MemoryPart, MemoryUse, parts
 from r1hpc.plan.parameters import FP32
@@ -128,7 +128,7 @@ def _avoided(
     return parts(
         MemoryPart(
             "backup of weights and gradients",
-            (param_bytes(config) + grad_bytes(config)) * held,
+            (param_bytes(config) + GRAD_BYTES) * held,
             "the actor copy restores the weights, gradients start from zero",
         ),
         MemoryPart(

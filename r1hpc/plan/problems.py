@@ -65,7 +65,7 @@ def _nearest_nodes(product: int, num_nodes: int, per_node: int) -> str:
 
 def _model(config: Config, shape: ModelShape) -> Iterator[Problem]:
     perf = config.perf
-    tp, etp = perf.tensor_model_parallel_size, perf.expert_tensor_parallel_size
+    tp = perf.tensor_model_parallel_size
     split_over_tp = {
         "attention heads": shape.num_heads,
         "dense MLP width": shape.intermediate_size,
@@ -78,16 +78,6 @@ def _model(config: Config, shape: ModelShape) -> Iterator[Problem]:
                 "perf.tensor_model_parallel_size",
                 f"tensor_model_parallel_size {tp} does not divide the model's {name} {size}",
             )
-    if shape.moe_intermediate_size % etp:
-        yield Problem(
-            "perf.expert_tensor_parallel_size",
-            f"expert_tensor_parallel_size {etp} does not divide the model's expert width {shape.moe_intermediate_size}",
-        )
-    if not perf.sequence_parallel and tp > 1 and shape.num_moe_layers:
-        yield Problem(
-            "perf.sequence_parallel",
-            f"experts with tensor_model_parallel_size {tp} need sequence_parallel: true (Megatron refuses otherwise)",
-        )
 
 
 def _layers(config: Config, shape: ModelShape) -> Iterator[Problem]:

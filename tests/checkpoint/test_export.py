@@ -22,7 +22,7 @@ from r1hpc.checkpoint.hf_checkpoint import open_checkpoint
 from r1hpc.checkpoint.names import by_key
 from r1hpc.checkpoint.verify import verify
 from r1hpc.errors import CheckpointError, CheckpointProblems
-from tests.checkpoint.megatron.model import Layout
+from r1hpc.model.parallel import Layout
 from tests.checkpoint.megatron.run import Model, save
 from tests.checkpoint.stored import Cuts, write_torch_dist
 

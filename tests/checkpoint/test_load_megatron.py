@@ -19,8 +19,8 @@ from transformers import DeepseekV3ForCausalLM
 
 from r1hpc.checkpoint.names import tensors
 from r1hpc.errors import CheckpointError, CheckpointProblems
+from r1hpc.model.parallel import Layout
 from r1hpc.plan.model_shape import ModelShape, read_model_shape
-from tests.checkpoint.megatron.model import Layout
 from tests.checkpoint.megatron.run import Model, logits, save, try_to_load, wrong_weights
 from tests.checkpoint.stored import edit_metadata, located
 
@@ -209,7 +209,7 @@ def test_a_directory_without_a_checkpoint_is_an_error_on_every_rank(source: Sour
 def _refusal(model: Model, checkpoint: Path, cast: bool = True) -> list[str]:
     """The problems for which every rank refuses the checkpoint; the same on all."""
     errors = try_to_load(model, checkpoint, cast=cast)
-    assert len(errors) == model.layout.world_size
+    assert len(errors) == model.layout.model_size
     problems = []
     for error in errors:
         assert isinstance(error, CheckpointProblems), error

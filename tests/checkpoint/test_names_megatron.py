@@ -14,12 +14,17 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
+from megatron.core.transformer.moe.moe_layer import ExpertsBuilder
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from r1hpc.checkpoint.names import TensorName, by_key, extra_state_keys, tensors
+from r1hpc.model import compat
+from r1hpc.model.build import sharded_state
+from r1hpc.model.experts import GroupedExperts
+from r1hpc.model.parallel import Layout
+from r1hpc.model.settings import TrainSettings
 from r1hpc.plan.model_shape import ModelShape, read_model_shape
-from tests.checkpoint.megatron import stand_ins
-from tests.checkpoint.megatron.model import Layout, build, sharded_state
+from tests.checkpoint.megatron.model import UPSTREAM_EXPERTS, build_with_mtp
 from tests.forked_ranks import fork_ranks
 
 MODELS = Path(__file__).parents[2] / "configs/models"
@@ -41,7 +46,7 @@ class Reported:
 
 def test_tiny_r1_has_exactly_megatrons_tensors_and_every_rank_reads_a_box_of_the_grid() -> None:
     layout = Layout(tp=2, pp=2, cp=2, ep=4, last_layers=2)
-    shape, reported = _report("tiny-r1", layout, range(layout.world_size))
+    shape, reported = _report("tiny-r1", layout, range(layout.model_size))
     names = tensors(shape)
     assert reported.shapes == _shapes(names)
     assert reported.dtypes == _dtypes(names)
@@ -66,7 +71,7 @@ def test_full_r1_has_exactly_megatrons_tensors_on_the_128_gpus_of_the_recipe() -
 
 
 def test_extra_states_are_asked_for_by_every_split_linear_and_every_expert() -> None:
-    shape, reported = _report("tiny-r1", Layout(), [0])
+    shape, reported = _report("tiny-r1", Layout(), [0], UPSTREAM_EXPERTS)
     layers = [f"decoder.layers.{layer}" for layer in range(5)] + ["mtp.layers.0.transformer_layer"]
     attention = {
         f"{layer}.self_attention.{name}._extra_state/shard_0_1"
@@ -118,22 +123,24 @@ def _grid(names: Sequence[TensorName], tp: int) -> Iterator[Box]:
             yield name.key, tuple(offset), tuple(sizes)
 
 
-def _report(model: str, layout: Layout, ranks: Sequence[int]) -> tuple[ModelShape, Reported]:
+def _report(
+    model: str, layout: Layout, ranks: Sequence[int], experts: ExpertsBuilder = GroupedExperts
+) -> tuple[ModelShape, Reported]:
     directory = MODELS / model
     config = json.loads((directory / "config.json").read_text())
-    (reported,) = fork_ranks(lambda _: _reported(config, layout, ranks), 1, DEADLINE_S)
+    (reported,) = fork_ranks(lambda _: _reported(config, layout, ranks, experts), 1, DEADLINE_S)
     return read_model_shape(directory), reported
 
 
-def _reported(config: dict[str, Any], layout: Layout, ranks: Sequence[int]) -> Reported:
+def _reported(config: dict[str, Any], layout: Layout, ranks: Sequence[int], experts: ExpertsBuilder) -> Reported:
     """Build these ranks one after another, without memory for weights and without the other ranks."""
-    stand_ins.install("meta")
+    compat.prepare("meta")
+    settings = TrainSettings(torch.bfloat16, device="meta")
     found = Reported({}, {}, set(), set())
     for rank in ranks:
-        dist.init_process_group("fake", rank=rank, world_size=layout.world_size, store=FakeStore())
+        dist.init_process_group("fake", rank=rank, world_size=layout.model_size, store=FakeStore())
         layout.initialize()
-        with torch.device("meta"):
-            state = sharded_state(build(config, layout, torch.bfloat16, mtp=True))
+        state = sharded_state(build_with_mtp(config, layout, settings, experts))
         apply_factories(state)
         for value in nested_values(state):
             if isinstance(value, ShardedTensor):

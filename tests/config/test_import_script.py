@@ -165,6 +165,15 @@ def test_a_whole_script_is_read_as_its_program_gets_it(write_config: WriteConfig
         assert expected in notices
 
 
+def test_the_model_arguments_of_deepseek_scripts_are_understood(write_config: WriteConfig) -> None:
+    flags = "--swiglu --no-rope-fusion --moe-grouped-gemm --moe-permute-fusion --moe-token-drop-policy probs"
+    flags += " --moe-router-load-balancing-type seq_aux_loss --moe-router-bias-update-rate 0 --moe-aux-loss-coeff 0"
+    path = write_config(f"MODEL_ARGS=( {flags} --moe-router-dtype fp32 --attention-backend flash )\n", name="run.sh")
+    assert imported_values(path) == {"megatron": {"moe_aux_loss_coeff": 0, "moe_router_dtype": "fp32"}}
+    without_effect = [notice for notice in import_script(path, None).notices if "accepted without effect" in notice]
+    assert len(without_effect) == 7
+
+
 def test_an_imported_script_can_be_loaded(write_config: WriteConfig) -> None:
     base = write_config()
     needed = "--ref-load /r --prompt-data /p --num-rollout 1 --rollout-batch-size 4 --n-samples-per-prompt 8"

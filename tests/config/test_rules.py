@@ -92,7 +92,11 @@ BROKEN = [
         "--set perf.recompute_granularity=full: full also needs recompute_method",
     ),
     (
-        ["perf.recompute_granularity=selective", "perf.recompute_method=block"],
+        [
+            "perf.recompute_granularity=selective",
+            "megatron.recompute_modules=[moe]",
+            "perf.recompute_method=block",
+        ],
         "--set perf.recompute_method=block: only with recompute_granularity: full; leave it out",
     ),
     (
@@ -137,7 +141,59 @@ BROKEN = [
     ),
     (
         ["megatron.moe_token_dispatcher_type=flex"],
-        "--set megatron.moe_token_dispatcher_type=flex: flex needs moe_flex_dispatcher_backend: deepep or hybridep",
+        "--set megatron.moe_token_dispatcher_type=flex: flex needs moe_flex_dispatcher_backend: deepep",
+    ),
+    (
+        ["megatron.moe_token_dispatcher_type=allgather"],
+        "--set megatron.moe_token_dispatcher_type=allgather: "
+        "cannot carry packed sequences, whose lengths vary; write alltoall or flex",
+    ),
+    (
+        ["megatron.moe_token_dispatcher_type=flex", "megatron.moe_flex_dispatcher_backend=hybridep"],
+        "--set megatron.moe_flex_dispatcher_backend=hybridep: never ran with these layers; write deepep",
+    ),
+    (
+        ["megatron.attention_dropout=0.1"],
+        "--set megatron.attention_dropout=0.1: "
+        "must be 0: a policy trained with dropout is another one than the engine samples from",
+    ),
+    (
+        ["megatron.hidden_dropout=0.1"],
+        "--set megatron.hidden_dropout=0.1: "
+        "must be 0: a policy trained with dropout is another one than the engine samples from",
+    ),
+    (
+        ["megatron.accumulate_allreduce_grads_in_fp32=false"],
+        "--set megatron.accumulate_allreduce_grads_in_fp32=false: "
+        "must be true: gradients are always summed over micro-batches and ranks in float32",
+    ),
+    (
+        ["megatron.attention_softmax_in_fp32=false"],
+        "--set megatron.attention_softmax_in_fp32=false: must be true: attention computes no other softmax",
+    ),
+    (
+        ["megatron.moe_aux_loss_coeff=0.001"],
+        "--set megatron.moe_aux_loss_coeff=0.001: must be 0: Megatron weighs this loss by tokens, while the divisor of "
+        "a step counts samples or trained tokens; R1 balances its experts by a bias instead",
+    ),
+    (
+        ["perf.expert_tensor_parallel_size=2"],
+        "--set perf.expert_tensor_parallel_size=2: "
+        "must be 1: an expert's matrices stay whole on their rank; raise expert_model_parallel_size instead",
+    ),
+    (
+        ["perf.tensor_model_parallel_size=8"],
+        "--set perf.tensor_model_parallel_size=8: must be true with tensor_model_parallel_size(8): "
+        "Megatron's experts need it, and it is always done",
+    ),
+    (
+        ["perf.recompute_granularity=selective"],
+        "--set perf.recompute_granularity=selective: selective also needs megatron.recompute_modules: "
+        "attention never keeps its scores, so there is no default",
+    ),
+    (
+        ["megatron.recompute_modules=[moe]"],
+        "--set megatron.recompute_modules=[moe]: only with perf.recompute_granularity: selective; leave it out",
     ),
     (
         ["megatron.moe_flex_dispatcher_backend=deepep"],
@@ -171,6 +227,8 @@ HOLDS = [
     ["ckpt.load=/runs/x", "ckpt.save=/runs/x"],
     ["hosts.port_base=65000", "hosts.port_span=536"],
     ["sglang.rollout_num_gpus_per_engine=8", "sglang.moe_dense_tp_size=8"],
+    ["perf.recompute_granularity=selective", "megatron.recompute_modules=[layernorm, moe]"],
+    ["perf.tensor_model_parallel_size=8", "perf.sequence_parallel=true"],
 ]
 
 

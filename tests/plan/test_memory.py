@@ -60,11 +60,6 @@ def test_sharding_over_data_parallel_ranks_halves_the_dense_optimizer_state(r1_p
     assert two.optimizer_parameters == 8 * (experts // 2 + dense // 8)
 
 
-def test_gradients_in_bf16_when_fp32_accumulation_is_off(plan_r1: PlanWith) -> None:
-    plan = plan_r1("megatron.accumulate_allreduce_grads_in_fp32=false")
-    assert named(plan.phase("train").stages[1], "gradients") == 2 * 6_341_001_216
-
-
 def test_both_costs_of_a_sleeping_trainer_are_charged(r1_plan: Plan) -> None:
     rebuilt, kept = r1_plan.trainer_asleep
     assert rebuilt == 5e9

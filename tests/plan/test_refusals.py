@@ -38,10 +38,6 @@ Refusal = Callable[..., str]
             " a last stage of 13 or 16 layers would",
         ),
         (
-            ["perf.sequence_parallel=false"],
-            "experts with tensor_model_parallel_size 8 need sequence_parallel: true",
-        ),
-        (
             ["hosts.num_nodes=48", "sglang.rollout_num_gpus_per_engine=64"],
             "1024 samples / 4 steps = 256 a step do not divide over 3 data-parallel ranks"
             " (384 GPUs / (tp * cp * pp = 128))",
@@ -93,7 +89,6 @@ def test_numbers_that_do_not_divide(plan_r1: PlanWith, overrides: list[str], wor
             ["hosts.gpus_per_node=4", "hosts.num_nodes=6", "sglang.rollout_num_gpus_per_engine=6"],
             "an engine of 6 GPUs fills no whole number of nodes of 4 GPUs, nor a part that divides one",
         ),
-        (["perf.expert_tensor_parallel_size=3"], "expert_tensor_parallel_size 3 does not divide the model's expert"),
         (
             ["sglang.rollout_num_gpus_per_engine=8", "hosts.gpus_per_node=8"],
             "rollout_num_gpus_per_engine 8 / dp_size 1 = 8 GPUs cannot share the model's 4 attention heads evenly",

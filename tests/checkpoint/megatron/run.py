@@ -14,13 +14,16 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from r1hpc.checkpoint.load import load_weights
+from r1hpc.model import compat
+from r1hpc.model.build import sharded_state
+from r1hpc.model.packed import local_positions, pack_sequences
+from r1hpc.model.parallel import Layout
+from r1hpc.model.settings import TrainSettings
 from r1hpc.plan.model_shape import ModelShape
-from tests.checkpoint.megatron import stand_ins
-from tests.checkpoint.megatron.model import Layout, build, sharded_state
-from tests.checkpoint.megatron.modules import context_positions
+from tests.checkpoint.megatron.model import build
 from tests.forked_ranks import Result, fork_ranks, join_gloo
 
 DEADLINE_S = 60.0
@@ -50,7 +53,7 @@ def logits(model: Model, checkpoint: Path, tokens: list[int]) -> Tensor:
 
     parts = [part for part in _on_every_rank(model, work) if part is not None]
     ranks = model.layout.cp
-    positions = torch.cat([context_positions(len(tokens) // ranks, rank, ranks) for rank in range(ranks)])
+    positions = torch.cat([local_positions([len(tokens)], rank, ranks) for rank in range(ranks)])
     return torch.cat(parts)[positions.argsort()]
 
 
@@ -98,14 +101,17 @@ def save(model: Model, directory: Path, fill: Fill, rename: Mapping[str, str]) -
 def _on_every_rank(model: Model, work: Callable[[GPTModel], Result]) -> list[Result]:
     rendezvous = model.scratch / "rendezvous"
     rendezvous.unlink(missing_ok=True)
-    ranks = model.layout.world_size
+    ranks = model.layout.model_size
 
     def on_rank(rank: int) -> Result:
-        stand_ins.install("cpu")
+        compat.prepare("cpu")
         join_gloo(rank, ranks, rendezvous, DEADLINE_S)
         model.layout.initialize()
         with torch.no_grad():
-            return work(build(model.config, model.layout, model.dtype, model.mtp).eval())
+            answer = work(build(model.config, model.layout, TrainSettings(model.dtype), model.mtp))
+        # A rank that left now would close the connections of one that is still making its groups.
+        dist.barrier()
+        return answer
 
     return fork_ranks(on_rank, ranks, DEADLINE_S)
 
@@ -125,13 +131,25 @@ def _boxes(state: dict[str, Any]) -> Iterator[ShardedTensor]:
 
 def _forward(model: GPTModel, layout: Layout, tokens: Tensor) -> Tensor | None:
     """This rank's tokens' logits [T / CP, V]; null but for the first tensor rank of the last stage."""
-    mine = context_positions(tokens.shape[1] // layout.cp, parallel_state.get_context_parallel_rank(), layout.cp)
+    sequences = pack_sequences([tokens.shape[1]], parallel_state.get_context_parallel_rank(), layout.cp)
     if not parallel_state.is_pipeline_first_stage():
-        hidden = torch.empty(len(mine) // layout.tp, 1, model.config.hidden_size)
+        hidden = torch.empty(sequences.local_tokens // layout.tp, 1, model.config.hidden_size)
         dist.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank())
         model.set_input_tensor(hidden)
-    out: Tensor = model(tokens[:, mine], mine[None], None)
+    out: Tensor = model(
+        input_ids=tokens[:, sequences.positions],
+        position_ids=sequences.positions[None],
+        attention_mask=None,
+        packed_seq_params=sequences,
+        output_processor=_whole_logits,
+    )
     if not parallel_state.is_pipeline_last_stage():
         dist.send(out.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
     last = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
-    return out[0] if last else None
+    return out.squeeze(1) if last else None
+
+
+def _whole_logits(hidden_states: Tensor, output_layer: nn.Module, **_: object) -> Tensor:
+    """[T / CP, 1, V], of all tensor ranks' vocabulary."""
+    logits: Tensor = output_layer(hidden_states, runtime_gather_output=True)[0]
+    return logits

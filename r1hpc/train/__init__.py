@@ -1,0 +1,1 @@
+"""Training: packing, log-probs, the GRPO loss, optimizer steps, and the trainer's checkpoints."""

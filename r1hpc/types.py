@@ -1,0 +1,35 @@
+"""What travels between the parts of a run: from the prompt to the trainer. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy
+from numpy.typing import NDArray
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response to a prompt, as the engine gave it, with its reward. Tokens in, tokens out: never text."""
+
+    index: int
+    """Place in the rollout; optimizer steps take samples in this order."""
+    group_index: int
+    """Samples of one prompt have it in common; advantages are relative to the group."""
+    tokens: NDArray[numpy.int32]
+    """[L] prompt, then response."""
+    response_len: int
+    """R, the last tokens of `tokens`: 1 <= R < L."""
+    reward: float
+    rollout_logprobs: NDArray[numpy.float32] | None = None
+    """[R] the engine's, of the distribution that it sampled from (temperature included)."""
+    loss_mask: NDArray[numpy.bool_] | None = None
+    """[R] response tokens that are trained on; null: all of them."""
+    finish_reason: FinishReason = "stop"
+    weight_version: int | None = None
+    """Of the weights that generated it."""
+    rollout_id: int = 0
+    """Rollout that it was started in."""
