@@ -21,6 +21,7 @@ class GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         """x: [T, K], rows in the order of their experts. weight: [E, N, K]. ends: [E] int32 of those rows."""
+        x = _rows(x)
         ctx.save_for_backward(x, weight, ends)
         if not len(x):
             return x.new_empty(0, weight.shape[1])
@@ -29,12 +30,17 @@ class GroupedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, ends = ctx.saved_tensors
-        of_y = gradients[0].contiguous()
+        of_y = _rows(gradients[0])
         if not len(x):
             return torch.zeros_like(x), torch.zeros_like(weight), None
         of_x = torch._grouped_mm(of_y, weight, offs=ends) if ctx.needs_input_grad[0] else None
         of_weight = torch._grouped_mm(of_y.transpose(0, 1), x, offs=ends) if ctx.needs_input_grad[1] else None
         return of_x, of_weight, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Rows one after another. A single row is contiguous to torch whatever its stride; the kernels check that too."""
+    return x.reshape(-1).view(x.shape)
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -30,14 +30,16 @@ def collate(
     cp_size: int,
     multiple: int,
     device: torch.device | str,
+    chunk: int = 1,
 ) -> MicroBatch:
     """The share of a context rank of the micro-batch of samples[place] for each of `places`.
 
     samples: all of the rollout, checked (`samples.check_samples`). multiple: of what T must be one, for sequence
     parallelism the tensor ranks or a multiple of them; the least padding that gives it is one more sequence.
+    chunk: of what the chunks of every sequence must be multiples, so that fewer lengths occur.
     """
     taken = [samples[place] for place in places]
-    lengths = padded_lengths(taken, cp_size, multiple)
+    lengths = padded_lengths(taken, cp_size, multiple, chunk)
     share = local_indices(lengths, cp_rank, cp_size).numpy()
     arrays = {name: whole[share] for name, whole in _whole_sequences(taken, lengths).items()}
     arrays["rows"] = numpy.flatnonzero(arrays["loss_mask"])
@@ -57,26 +59,31 @@ def collate(
     )
 
 
-def padded_lengths(samples: Sequence[Sample], cp_size: int, multiple: int = 1) -> list[int]:
+def padded_lengths(samples: Sequence[Sample], cp_size: int, multiple: int = 1, chunk: int = 1) -> list[int]:
     """Of the sequences of a micro-batch, the last of them padding where the sum needs it.
 
-    Each can be cut into 2 * cp_size chunks, and a rank's share of all is a multiple of `multiple`. For example at
-    cp_size 2 and multiple 8, samples of 5 and 9 tokens: 8, 12, and 12 of padding, for (8 + 12 + 12) / 2 = 2 * 8.
+    Each can be cut into 2 * cp_size chunks (one at cp_size 1) of a multiple of `chunk` tokens, and a rank's share of all
+    is a multiple of `multiple`. For example at cp_size 2 and multiple 8, samples of 5 and 9 tokens: 8, 12, and 12 of
+    padding, for (8 + 12 + 12) / 2 = 2 * 8.
     """
-    chunks = 2 * cp_size if cp_size > 1 else 1
-    lengths = [-(-len(sample.tokens) // chunks) * chunks for sample in samples]
-    # A share is two chunks of each sequence, so it is even with context parallelism, and that of the padding is too.
-    padding = -(sum(lengths) // cp_size) % (lcm(multiple, 2) if cp_size > 1 else multiple)
+    chunks_of_rank = 2 if cp_size > 1 else 1
+    step = chunks_of_rank * cp_size * chunk
+    lengths = [-(-len(sample.tokens) // step) * step for sample in samples]
+    # A share is whole chunks of each sequence, and so must that of the padding be.
+    padding = -(sum(lengths) // cp_size) % lcm(multiple, chunks_of_rank * chunk)
     return [*lengths, padding * cp_size] if padding else lengths
 
 
-def gather_responses(shares: Sequence[Tensor], samples: Sequence[Sample], places: Sequence[int]) -> list[Array]:
+def gather_responses(
+    shares: Sequence[Tensor], samples: Sequence[Sample], places: Sequence[int], chunk: int = 1
+) -> list[Array]:
     """[R] for each sample of a micro-batch: values of its response tokens, out of the [T] of every context rank.
 
     shares: by context rank, aligned with the logits as a MicroBatch is: the value of token t stands at logit t - 1.
+    chunk: as the micro-batch was made with.
     """
     taken = [samples[place] for place in places]
-    lengths = padded_lengths(taken, len(shares))
+    lengths = padded_lengths(taken, len(shares), chunk=chunk)
     whole = torch.empty(sum(lengths), dtype=shares[0].dtype)
     for cp_rank, share in enumerate(shares):
         indices = local_indices(lengths, cp_rank, len(shares))

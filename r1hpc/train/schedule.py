@@ -17,6 +17,10 @@ from r1hpc.types import Sample
 GPU_TILE = 128
 """Rows of a tile of a GPU's matrix product: local tokens are padded to whole tiles for each tensor rank."""
 
+GPU_CHUNK = 64
+"""Chunks of a sequence are multiples of this: cuDNN takes 0.1 s to plan attention for a length that it has not seen
+(H200), so lengths must repeat. At CP4 it pads 256 tokens a sample on average, 2.5 % of 10,000."""
+
 
 @dataclass(frozen=True)
 class StepBatches:
@@ -46,13 +50,15 @@ def schedule(samples: Sequence[Sample], config: TrainerConfig) -> list[StepBatch
 def collate_here(samples: Sequence[Sample], places: Sequence[int], config: TrainerConfig) -> MicroBatch:
     """This rank's share of the micro-batch of these samples."""
     tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
+    tile, chunk = (GPU_TILE, GPU_CHUNK) if config.model.device == "cuda" else (1, 1)
     return collate(
         samples,
         places,
         cp_rank=parallel_state.get_context_parallel_rank(),
         cp_size=parallel_state.get_context_parallel_world_size(),
-        multiple=tensor_ranks * (GPU_TILE if config.model.device == "cuda" else 1),
+        multiple=tensor_ranks * tile,
         device=config.model.device,
+        chunk=chunk,
     )
 
 

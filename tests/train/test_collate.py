@@ -168,3 +168,26 @@ def test_padding_is_the_least_that_divides(samples: list[Sample], cp_size: int, 
 @pytest.mark.parametrize(("cp_size", "multiple", "lengths"), [(1, 1, [5, 9]), (1, 8, [5, 9, 2]), (2, 8, [8, 12, 12])])
 def test_padding_worked_by_hand(cp_size: int, multiple: int, lengths: list[int]) -> None:
     assert padded_lengths([make_sample(0, 3, 2), make_sample(1, 5, 4)], cp_size, multiple) == lengths
+
+
+@pytest.mark.parametrize(
+    ("cp_size", "multiple", "chunk", "lengths"),
+    [(1, 1, 4, [8, 12]), (1, 32, 4, [8, 12, 12]), (2, 1, 4, [16, 16]), (2, 12, 4, [16, 16, 16])],
+)
+def test_chunks_of_coarser_lengths_worked_by_hand(cp_size: int, multiple: int, chunk: int, lengths: list[int]) -> None:
+    samples = [make_sample(0, 3, 2), make_sample(1, 5, 4)]
+    assert padded_lengths(samples, cp_size, multiple, chunk) == lengths
+    shares = [
+        collate(samples, (0, 1), cp_rank=rank, cp_size=cp_size, multiple=multiple, device="cpu", chunk=chunk)
+        for rank in range(cp_size)
+    ]
+    assert all(len(part) % chunk == 0 for share in shares for part in pieces(share))
+    targets = gather_responses([share.targets for share in shares], samples, (0, 1), chunk)
+    assert [target.tolist() for target in targets] == [
+        sample.tokens[-sample.response_len :].tolist() for sample in samples
+    ]
+
+
+def pieces(share: MicroBatch) -> list[range]:
+    """The chunks of queries of a rank."""
+    return [range(chunk.local.start, chunk.local.stop) for chunk in share.sequences.chunks]

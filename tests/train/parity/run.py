@@ -13,6 +13,7 @@ from torch import Tensor
 
 from r1hpc.checkpoint.boxes import Box
 from r1hpc.config.training import GrpoConfig, OptimizerConfig, PerfConfig
+from r1hpc.model.compat import Device
 from r1hpc.model.settings import TrainSettings
 from r1hpc.plan.model_shape import model_shape
 from r1hpc.train.actor import TrainActor
@@ -74,6 +75,7 @@ class Case:
     samples_per_step: int = 8
     steps: int = 1
     dtype: torch.dtype = torch.float32
+    device: Device = "cpu"
 
     def config(self, hugging_face: Mapping[str, Any]) -> TrainerConfig:
         grid = self.grid
@@ -94,6 +96,7 @@ class Case:
         )
         settings = TrainSettings(
             dtype=self.dtype,
+            device=self.device,
             recompute_granularity=perf.recompute_granularity,
             recompute_method=perf.recompute_method,
             recompute_num_layers=perf.recompute_num_layers,
