@@ -48,6 +48,8 @@ _A0 = "tests/plan/test_table_a0.py"
 _CHECKPOINT, _PACKING = "tests/train/test_trainer_checkpoint.py", "tests/train/test_packing.py"
 _TERMS, _LOSS = "tests/train/test_grpo_terms.py", "tests/train/test_grpo_loss.py"
 _ATTENTION, _CONTEXT = "tests/model/test_attention.py", "tests/model/test_context_attention.py"
+_LAYOUTS = "tests/train/parity/test_layouts.py"
+_GRADIENT = f"{_LAYOUTS}::test_the_gradient_is_that_of_one_process"
 _MODEL_CONFIG, _EXPERTS = "tests/model/test_config.py", "tests/model/test_experts.py"
 _HOST_ADAM = "tests/train/test_host_adam.py"
 
@@ -189,6 +191,7 @@ _PERF_ARGS = (
         (
             f"{_A0}::test_rank_order_and_where_groups_stand",
             f"{_ATTENTION}::test_ranks_together_give_the_numbers_of_a_dense_implementation",
+            _GRADIENT,
         ),
     ),
     Flag(
@@ -206,17 +209,17 @@ _PERF_ARGS = (
         *("pipeline-model-parallel-size", "4", "perf.pipeline_model_parallel_size", _DONE),
         "stages of Megatron's one-forward-one-backward schedule, with variable lengths",
         ("r1hpc.model.parallel:Layout", "r1hpc.train.passes:Passes"),
-        (f"{_A0}::test_rank_order_and_where_groups_stand",),
+        (f"{_A0}::test_rank_order_and_where_groups_stand", _GRADIENT),
     ),
     Flag(
         *("context-parallel-size", "4", "perf.context_parallel_size", _DONE),
-        "each sequence cut zig-zag into 2 * CP chunks; attention gathers keys and values and merges by log-sum-exp",
+        "each sequence cut zig-zag into 2 * CP chunks; attention gathers the latents and merges by log-sum-exp",
         (
             "r1hpc.model.packed:pack_sequences",
             "r1hpc.model.context_attention:packed_attention",
             "r1hpc.train.collate:collate",
         ),
-        (f"{_CONTEXT}::test_outputs_and_gradients_are_those_of_a_dense_softmax",),
+        (f"{_CONTEXT}::test_outputs_and_gradients_are_those_of_a_dense_softmax", _GRADIENT),
     ),
     Flag(
         *("expert-model-parallel-size", "32", "perf.expert_model_parallel_size", _DONE),
@@ -248,6 +251,7 @@ _PERF_ARGS = (
         (
             "tests/plan/test_memory.py::test_saved_layer_inputs_follow_the_pipeline_depth",
             f"{_MODEL_CONFIG}::test_layout_precision_and_recomputation_of_the_recipe",
+            f"{_LAYOUTS}::test_recomputation_changes_nothing",
         ),
         ("perf.recompute_granularity=null",),
     ),
@@ -269,7 +273,7 @@ _PERF_ARGS = (
         *("use-dynamic-batch-size", "", "perf.use_dynamic_batch_size", _DONE),
         "micro-batches are packed by tokens; without it each sample is one; the loss is the same either way",
         ("r1hpc.train.packing:pack",),
-        (f"{_PACKING}::test_one_sample_each_without_dynamic_batches",),
+        (f"{_PACKING}::test_one_sample_each_without_dynamic_batches", f"{_LAYOUTS}::test_packing_changes_nothing"),
     ),
     Flag(
         *("max-tokens-per-gpu", "16384", "perf.max_tokens_per_gpu", _DONE),
@@ -438,7 +442,7 @@ _MISC_ARGS = (
         *("hidden-dropout", "0.0", "megatron.hidden_dropout", _BUILT_IN),
         "no layer drops anything: a policy with dropout is another one than the engine samples from",
         ("r1hpc.model.config:transformer_config",),
-        (_RULES, f"{_MODEL_CONFIG}::test_training_without_dropout_and_auxiliary_loss_only"),
+        (_RULES, f"{_MODEL_CONFIG}::test_training_is_without_dropout_and_auxiliary_loss_only"),
         ("megatron.hidden_dropout=0.1",),
     ),
     Flag(
