@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy
 from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of the prompt data, once in an epoch."""
+
+    index: int
+    """Place in the file (in its slice), before any shuffling: with the epoch it names the prompt."""
+    epoch: int
+    tokens: NDArray[numpy.int32]
+    """[P] chat template and generation prompt included."""
+    label: str | None = None
+    """What the reward compares with."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Of the line; `rm_type` there overrides the configured reward."""
+
+
+@dataclass(frozen=True)
+class VersionSpan:
+    """Response tokens [begin, end) that weights of one version generated."""
+
+    version: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A response as an engine gave it, whole or as far as it got."""
+
+    tokens: NDArray[numpy.int32]
+    """[R] the end token included."""
+    logprobs: NDArray[numpy.float32]
+    """[R] of the distribution that was sampled from, temperature included."""
+    finish_reason: FinishReason
+    versions: tuple[VersionSpan, ...]
+    """They fill [0, R) in order."""
 
 
 @dataclass(frozen=True)

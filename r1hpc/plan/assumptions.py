@@ -17,6 +17,9 @@ SAVE_SPREAD = 0.25
 """How much slower than expected a save may be before the signal lead no longer covers it; our margin."""
 ADAM_BYTES = 12
 """Of one parameter: fp32 master, first and second moment."""
+ADAM_STAGING_BYTES = 2 * 64 * 2**20
+"""Of host Adam on one GPU: for dense and for expert parameters two pieces of gradients and two of weights, each of 4 Mi
+values of 4 B."""
 ADAM_TRAFFIC_BYTES = 28
 """Moved by host Adam for a parameter and step: gradient, master, both moments read; the latter three written."""
 LOGIT_COPIES = 4

@@ -6,12 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 from r1hpc.config import Config
-from r1hpc.plan.assumptions import ADAM_BYTES, GIB, Assumptions
+from r1hpc.plan.assumptions import ADAM_BYTES, ADAM_STAGING_BYTES, GIB, Assumptions
 from r1hpc.plan.engine import EnginePlan
 from r1hpc.plan.gpu_memory import GRAD_BYTES, Phase, owned_parameters, param_bytes
 from r1hpc.plan.layers import Stage
 from r1hpc.plan.memory import MemoryPart, MemoryUse, parts
-from r1hpc.plan.parameters import FP32
 from r1hpc.plan.topology import Topology, fold_ranks
 
 
@@ -71,7 +70,7 @@ def _host(
     held = sum(count * stages[stage].parameters for stage, count in copies.items())
     owned = sum(count * owned_parameters(stages[stage], topology) for stage, count in copies.items())
     use = parts(
-        *_optimizer_parts(config, owned),
+        *_optimizer_parts(config, owned, topology),
         *_weight_copies(config, held, device),
         *_engine_backup(config, engine, topology),
         MemoryPart("Ray object store", int(config.hosts.object_store_gib * GIB), "hosts.object_store_gib"),
@@ -87,17 +86,21 @@ def _host(
         stages=tuple(sorted(copies)),
         use=MemoryUse(use, int(config.hosts.host_memory_gib * GIB)),
         optimizer_parameters=owned,
-        avoided=_avoided(config, held, engine, topology, device),
+        avoided=_avoided(config, held, owned, engine, topology, device),
     )
 
 
-def _optimizer_parts(config: Config, owned: int) -> tuple[MemoryPart, ...]:
+def _optimizer_parts(config: Config, owned: int, topology: Topology) -> tuple[MemoryPart, ...]:
     billions = f"{owned / 1e9:.1f} B"
     if not config.optimizer.optimizer_cpu_offload:
         asleep = MemoryPart("optimizer, while engines run", ADAM_BYTES * owned, f"{ADAM_BYTES} B x {billions}")
         return (asleep,) if config.hosts.device == "cuda" else ()
-    each = ADAM_BYTES + FP32
-    return (MemoryPart("host Adam", each * owned, f"master, m, v, gradient: {each} B x {billions} owned"),)
+    # Of few parameters the pieces are smaller: four buffers of 4 B a value.
+    staging = min(topology.gpus_per_node * ADAM_STAGING_BYTES, 4 * GRAD_BYTES * owned)
+    return (
+        MemoryPart("host Adam", ADAM_BYTES * owned, f"master, m, v: {ADAM_BYTES} B x {billions} owned"),
+        MemoryPart("host Adam staging", staging, "gradients come and weights go in pieces"),
+    )
 
 
 def _weight_copies(config: Config, held: int, device: Assumptions) -> tuple[MemoryPart, ...]:
@@ -121,11 +124,13 @@ def _slot_bytes(phases: tuple[Phase, ...], copies: Counter[int], device: Assumpt
 
 
 def _avoided(
-    config: Config, held: int, engine: EnginePlan, topology: Topology, device: Assumptions
+    config: Config, held: int, owned: int, engine: EnginePlan, topology: Topology, device: Assumptions
 ) -> tuple[MemoryPart, ...]:
     if not device.sleeps:
         return ()
+    gradients = GRAD_BYTES * owned if config.optimizer.optimizer_cpu_offload else 0
     return parts(
+        MemoryPart("gradients of host Adam", gradients, "they are read piece by piece, through its staging buffers"),
         MemoryPart(
             "backup of weights and gradients",
             (param_bytes(config) + GRAD_BYTES) * held,

@@ -71,30 +71,36 @@ class TrainActor:
         self.passes = Passes(ddp, temperature=config.temperature, chunk=config.perf.log_probs_chunk_size)
         self.stepper = Stepper(self.passes, self.optimizer, self.learning_rate, config.grpo)
         self._held_model = held_model(self.model)
-        self._on_device = ACTOR
+        self._on_device: str | None = None
+        self._steps_in_copy: int | None = None
         self._plan: SavePlan | None = None
         self._saving: PendingSave | None = None
 
     def load_reference(self, directory: Path) -> None:
-        """Keep the weights of a torch_dist checkpoint as the reference; before the actor's are loaded."""
+        """Keep the weights of a torch_dist checkpoint as the reference."""
         self._load_weights(directory)
         self.weights.save(REFERENCE)
+        self._on_device = REFERENCE
 
     def load(self, directory: Path) -> None:
         """Train from the weights of a torch_dist checkpoint: no optimizer state, step 0."""
         self._load_weights(directory)
-        self.optimizer.masters_from_parameters()
-        self._begin()
+        self._steps_in_copy = None
+        self.optimizer.restart()
+        self._begin(LearningRate(Schedule.of(self.config.optimizer, self.config.total_steps)))
 
     def resume(self, directory: Path, say: Callable[[str], None] = logger.info) -> TrainerState:
         """Go on where a checkpoint of `begin_save` stands, whatever layout saved it. Notices go to the log."""
+        self._check_may_load()
+        self._on_device = self._steps_in_copy = None
         loaded = load_trainer(directory, self._held_model, self.optimizer, self.config.seed, say)
-        configured = self.learning_rate.schedule
-        self.learning_rate, notices = LearningRate.resumed(loaded.state.schedule, configured)
-        self.stepper.learning_rate = self.learning_rate
+        configured = Schedule.of(self.config.optimizer, self.config.total_steps)
+        learning_rate, notices = LearningRate.resumed(loaded.state.schedule, configured)
+        if loaded.state.config_digest != self.config.digest:
+            notices = [*notices, f"{directory} was trained with another configuration of the loss, sampling or model"]
         for notice in (*loaded.notices, *notices):
             logger.warning("%s", notice)
-        self._begin()
+        self._begin(learning_rate)
         return loaded.state
 
     def begin_save(self, directory: Path, iteration: int, say: Callable[[str], None] = logger.info) -> None:
@@ -104,6 +110,7 @@ class TrainActor:
         """
         if self._saving is not None:
             raise TrainerError(f"{self._saving.directory} is being written still: finish_save first")
+        self._check_whole()
         if self._plan is None:
             self._plan = plan_save(self._held_model, self.optimizer.shards())
         state = TrainerState(
@@ -121,9 +128,16 @@ class TrainActor:
         saving, self._saving = self._saving, None
         return saving.finish()
 
+    def abandon_save(self) -> None:
+        """Stop writing a checkpoint and leave nothing of it; nothing to do where none is being written."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            saving.abandon()
+
     def sleep(self) -> None:
         """Give the device's memory to the engines."""
         self.memory.sleep()
+        self._on_device = None
 
     def wake(self) -> None:
         """Take the device's memory back, with the weights of the last update."""
@@ -134,12 +148,11 @@ class TrainActor:
 
         samples: samples_per_rollout of them; steps take them in the order of their indices.
         Raises SamplesError before anything is computed, GradientError or OptimizerError at a step: the weights are then
-        those of the step before, and the host's copy is that of the update before.
+        those of the step before, and the host's copy is that of the update before. After a first step that is the same,
+        and another update may follow; after a later one the actor must resume.
         """
-        if self._saving is not None:
-            raise TrainerError(
-                f"{self._saving.directory} is being written from what an update changes: finish_save first"
-            )
+        self._check_not_saving()
+        self._check_whole()
         clock = Clock()
         with clock.part("pack"):
             ordered = self._checked(samples)
@@ -156,7 +169,7 @@ class TrainActor:
                 for batches, *logprobs in zip(steps, old, ref, strict=True)
             ]
         with clock.part("backup"):
-            self.weights.save(ACTOR)
+            self._copy_to_host()
         return UpdateStats(rollout_id, tuple(done), clock.seconds)
 
     def _checked(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -177,14 +190,14 @@ class TrainActor:
         return self.config.grpo.use_tis or self.config.grpo.use_rollout_logprobs
 
     def _advantages(self, samples: Sequence[Sample]) -> Tensor:
-        """[samples] float32."""
+        """[samples] float32, on the device."""
         grpo = self.config.grpo
         return group_advantages(
             torch.tensor([sample.reward for sample in samples], dtype=torch.float64),
             torch.tensor([sample.group_index for sample in samples]),
             normalize=not grpo.disable_rewards_normalization,
             by_std=not grpo.disable_grpo_std_normalization,
-        )
+        ).to(self.config.model.device)
 
     def _reference_logprobs(self, steps: Sequence[StepBatches], rollout_id: int) -> list[list[Tensor]]:
         """[step][micro-batch]; empty lists where the loss takes none from this rollout."""
@@ -209,20 +222,49 @@ class TrainActor:
         if self.memory.asleep:
             self.memory.wake(name)
         elif self._on_device != name:
+            self._on_device = None  # until they are there: what stops half way is neither
             self.weights.restore(name)
         self._on_device = name
 
+    def _check_not_saving(self) -> None:
+        if self._saving is not None:
+            raise TrainerError(f"{self._saving.directory} is being written from what this changes: finish_save first")
+
+    def _check_may_load(self) -> None:
+        """Loading writes to the device, and to what a save reads."""
+        self._check_not_saving()
+        if self.memory.asleep:
+            raise TrainerError("the actor sleeps, and there is no memory to load weights into: wake it first")
+
+    def _check_whole(self) -> None:
+        """The host's copy and the masters are of one step, or they may be neither saved nor trained on together."""
+        if self._steps_in_copy is None:
+            raise TrainerError("the actor has no weights, or not all of what it began to load: load or resume first")
+        if self._steps_in_copy != self.optimizer.num_steps:
+            raise TrainerError(
+                f"the optimizer has done {self.optimizer.num_steps} optimizer steps, the host's copy of the weights"
+                f" {self._steps_in_copy}: an update stopped between its steps; resume the last checkpoint"
+            )
+
     def _load_weights(self, directory: Path) -> None:
+        self._check_may_load()
+        self._on_device = None
         # A checkpoint in bf16 may be trained in float32, never the other way round: that would round silently.
         widens = self.config.model.dtype == torch.float32
         load_reference(directory, self.model, self.config.shape, cast=widens)
         self._check_loaded()
 
-    def _begin(self) -> None:
+    def _begin(self, learning_rate: LearningRate) -> None:
         """The model has the weights to train from, the optimizer their masters."""
+        self.learning_rate = self.stepper.learning_rate = learning_rate
         self.optimizer.check_masters()
-        self.weights.save(ACTOR)
         self._on_device = ACTOR
+        self._copy_to_host()
+
+    def _copy_to_host(self) -> None:
+        """The device has the actor's weights as of the last step; now the host has too."""
+        self.weights.save(ACTOR)
+        self._steps_in_copy = self.optimizer.num_steps
 
     def _check_loaded(self) -> None:
         """Raise on every rank if a weight of any rank was left as it was built."""

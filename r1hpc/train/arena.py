@@ -6,6 +6,7 @@ node's memory. So host memory is mapped here, page by page our own, and register
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import weakref
@@ -16,8 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1hpc.errors import R1hpcError
+
 ALIGNMENT_BYTES = 64
 """Of each tensor: a cache line, and the widest vector of a CPU."""
+
+
+class ArenaError(R1hpcError):
+    """Host memory that the system does not give, or does not pin."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Arena:
     """Contiguous memory on a device, allocated once, and the tensors in it; their values are not set.
 
     On the CPU, pages of its own; `pinned` registers them with CUDA, so that copies to and from a GPU need no staging.
+    Raises ArenaError for host memory that cannot be had.
     """
 
     def __init__(self, specs: Sequence[TensorSpec], device: torch.device, pinned: bool = False) -> None:
@@ -75,9 +83,14 @@ def _offsets(specs: Sequence[TensorSpec]) -> tuple[list[int], int]:
 
 def _host_memory(size_bytes: int) -> Tensor:
     """[size_bytes] uint8 on pages that nothing else shares: a page can be registered once only."""
-    pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # Pinning 70 GB takes 18 million small pages, or 35 thousand large ones.
-    pages.madvise(mmap.MADV_HUGEPAGE)
+    try:
+        pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise ArenaError(_refused(size_bytes, "mapped", str(error))) from error
+    # Pinning 70 GB takes 18 million small pages, or 35 thousand large ones. A kernel built without them knows no such
+    # advice.
+    with contextlib.suppress(OSError):
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)[:size_bytes]
 
 
@@ -88,7 +101,10 @@ def _device_memory(size_bytes: int, device: torch.device) -> Tensor:
 def _register(arena: Arena, memory: Tensor) -> weakref.finalize[[int], Arena]:
     """Pin the memory until the arena is closed or goes; the end of the process needs no help."""
     address = memory.data_ptr()
-    torch.cuda.check_error(int(_cudart().cudaHostRegister(address, memory.numel(), 0)))
+    try:
+        torch.cuda.check_error(int(_cudart().cudaHostRegister(address, memory.numel(), 0)))
+    except torch.cuda.CudaError as error:
+        raise ArenaError(_refused(memory.numel(), "pinned", f"cudaHostRegister: {error}")) from error
     unregister = weakref.finalize(arena, _unregister, address)
     unregister.atexit = False
     return unregister
@@ -96,6 +112,14 @@ def _register(arena: Arena, memory: Tensor) -> weakref.finalize[[int], Arena]:
 
 def _unregister(address: int) -> None:
     torch.cuda.check_error(int(_cudart().cudaHostUnregister(address)))
+
+
+def _refused(size_bytes: int, what: str, reason: str) -> str:
+    return (
+        f"{size_bytes / 1e9:.1f} GB of host memory could not be {what} ({reason}). Every process of the node takes its"
+        " share: see the host memory of the plan; raise the memory that the job asks Slurm for, and the node's limits"
+        " on locked memory (ulimit -l), or use more nodes"
+    )
 
 
 def _cudart() -> Any:

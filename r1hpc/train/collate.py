@@ -62,9 +62,9 @@ def collate(
 def padded_lengths(samples: Sequence[Sample], cp_size: int, multiple: int = 1, chunk: int = 1) -> list[int]:
     """Of the sequences of a micro-batch, the last of them padding where the sum needs it.
 
-    Each can be cut into 2 * cp_size chunks (one at cp_size 1) of a multiple of `chunk` tokens, and a rank's share of all
-    is a multiple of `multiple`. For example at cp_size 2 and multiple 8, samples of 5 and 9 tokens: 8, 12, and 12 of
-    padding, for (8 + 12 + 12) / 2 = 2 * 8.
+    Each can be cut into 2 * cp_size chunks (one at cp_size 1) of a multiple of `chunk` tokens, and a rank's share of
+    all is a multiple of `multiple`. For example at cp_size 2 and multiple 8, samples of 5 and 9 tokens: 8, 12, and 12
+    of padding, for (8 + 12 + 12) / 2 = 2 * 8.
     """
     chunks_of_rank = 2 if cp_size > 1 else 1
     step = chunks_of_rank * cp_size * chunk

@@ -6,7 +6,6 @@ them with a mask. They are float32; float64 stays float64.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,12 +122,15 @@ def policy_loss(
     return loss, clipped > plain
 
 
-def importance_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, tis_clip: float) -> Tensor:
-    """[N] min(exp(old - rollout), tis_clip), without a gradient: truncated importance sampling.
+def importance_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, tis_clip: float) -> tuple[Tensor, Tensor]:
+    """[N] min(exp(old - rollout), tis_clip), and whether that is less than the ratio; truncated importance sampling.
 
-    They make up for the engine having sampled from slightly other probabilities than training computes.
+    The weights make up for the engine having sampled from slightly other probabilities than training computes. No
+    gradient goes through them.
     """
-    return (old_logprobs - rollout_logprobs).detach().clamp(max=math.log(tis_clip)).exp()
+    # The ratio itself is cut, not its logarithm: exp(log(1.3)) is not 1.3 in float32. An infinite ratio is cut too.
+    ratio = (old_logprobs - rollout_logprobs).detach().exp()
+    return ratio.clamp(max=tis_clip), ratio > tis_clip
 
 
 def grpo_loss(inputs: LossInputs, config: GrpoConfig) -> Loss:
@@ -154,9 +156,11 @@ def grpo_loss(inputs: LossInputs, config: GrpoConfig) -> Loss:
     )
     tokens = {"clip_fraction": is_clipped, "approx_kl": -log_ratio}
     if config.use_tis:
-        tis_weights = importance_weights(trained_old, _given(rollout, "rollout_logprobs"), config.tis_clip)
+        tis_weights, is_truncated = importance_weights(
+            trained_old, _given(rollout, "rollout_logprobs"), config.tis_clip
+        )
         loss = loss * tis_weights
-        tokens |= {"tis_weight": tis_weights, "tis_clip_fraction": tis_weights >= config.tis_clip}
+        tokens |= {"tis_weight": tis_weights, "tis_clip_fraction": is_truncated}
     tokens["policy_loss"] = loss
     if inputs.ref_logprobs is not None:
         tokens["kl"] = kl_estimate(config.kl_loss_type, logprobs, _trained(inputs.ref_logprobs, mask))

@@ -63,7 +63,8 @@ def token_weights(
         return TokenWeights(loss_mask.float(), loss_mask.sum())
     samples = len(mask_sums) - 1 if cp_rank == 0 else 0
     weights = loss_mask / mask_sums.clamp(min=1)[sample_of]
-    return TokenWeights(weights, torch.tensor(samples, device=loss_mask.device))
+    # Filled there: torch.tensor would copy it there, for which a GPU is waited for.
+    return TokenWeights(weights, torch.full((), samples, dtype=torch.int64, device=loss_mask.device))
 
 
 @dataclass(frozen=True)

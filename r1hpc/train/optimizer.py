@@ -196,6 +196,18 @@ class TrainOptimizer:
         for adam in self._adams:
             adam.masters_from_parameters()
 
+    def restart(self) -> None:
+        """Be as if built around the parameters as they are: masters equal to them, moments zero, no step done.
+
+        Not collective.
+        """
+        self.masters_from_parameters()
+        for adam in self._adams:
+            for shard in adam.shards:
+                shard.exp_avg.zero_()
+                shard.exp_avg_sq.zero_()
+        self.num_steps = 0
+
     def check_masters(self) -> None:
         """Raise OptimizerError, on every rank, unless each master rounded to its parameter's dtype is the parameter."""
         mine = [

@@ -75,6 +75,8 @@ class Passes:
                 packed_seq_params=batch.sequences,
                 output_processor=partial(self._score, batch, entropy),
             )
+            if forward_only:
+                batch.sequences.computed.clear()
             return output, on_output(number)
 
         collected: list[Any] = get_forward_backward_func()(
@@ -88,6 +90,9 @@ class Passes:
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
+        # Tables of positions, made anew when the micro-batch is used again: all of an update's would be gigabytes.
+        for batch in batches:
+            batch.sequences.computed.clear()
         return collected
 
     def _score(

@@ -15,6 +15,9 @@ ROUNDING = 1e-6
 """How far above 0 a float32 log-prob may be: an engine's softmax may round a certain token to a little over 1."""
 
 
+_KINDS = {numpy.integer: "integers", numpy.floating: "floating-point numbers", numpy.bool_: "bool"}
+
+
 class SamplesError(ProblemsError):
     """Every sample of a rollout that cannot be trained on, by its index."""
 
@@ -59,6 +62,11 @@ def _of_all(samples: Sequence[Sample], at_least: int) -> Iterator[str]:
 
 def _of_one(sample: Sample, vocab_size: int) -> Iterator[str]:
     """What is wrong with one."""
+    wrong_kinds = list(_kinds(sample))
+    yield from wrong_kinds
+    if wrong_kinds:
+        # What follows looks at their values.
+        return
     yield from _tokens(sample, vocab_size)
     for name, array in (("rollout_logprobs", sample.rollout_logprobs), ("loss_mask", sample.loss_mask)):
         if array is not None and array.shape != (sample.response_len,):
@@ -69,6 +77,22 @@ def _of_one(sample: Sample, vocab_size: int) -> Iterator[str]:
     yield from _logprobs(sample)
     if not isfinite(sample.reward):
         yield f"reward is {sample.reward}; it must be finite: see what the reward function returned"
+
+
+def _kinds(sample: Sample) -> Iterator[str]:
+    """Arrays of other numbers than `Sample` says: a mask of 2s would count twice, a token of 1.5 be rounded."""
+    arrays = (
+        ("tokens", sample.tokens, numpy.integer),
+        ("rollout_logprobs", sample.rollout_logprobs, numpy.floating),
+        ("loss_mask", sample.loss_mask, numpy.bool_),
+    )
+    for name, array, kind in arrays:
+        if array is None:
+            continue
+        if not isinstance(array, numpy.ndarray):
+            yield f"{name} is a {type(array).__name__}; it must be a numpy array of {_KINDS[kind]}"
+        elif array.ndim != 1 or not numpy.issubdtype(array.dtype, kind):
+            yield f"{name} has {array.ndim} dimensions of {array.dtype}; it must have 1, of {_KINDS[kind]}"
 
 
 def _tokens(sample: Sample, vocab_size: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron.core import parallel_state
 
-from r1hpc.train.collate import collate
+from r1hpc.train.collate import collate, padded_lengths
 from r1hpc.train.flops import sequence_cost
 from r1hpc.train.microbatch import MicroBatch
 from r1hpc.train.packing import pack
@@ -39,18 +39,36 @@ def schedule(samples: Sequence[Sample], config: TrainerConfig) -> list[StepBatch
     size = config.samples_per_step
     steps = []
     for begin in range(0, config.samples_per_rollout, size):
-        lengths = [len(sample.tokens) for sample in samples[begin : begin + size]]
+        taken = samples[begin : begin + size]
+        places_here = _places(packed_lengths(taken, config), config)
         micro_batches = tuple(
-            collate_here(samples, [begin + place for place in places], config) for places in _places(lengths, config)
+            collate_here(samples, [begin + place for place in places], config) for places in places_here
         )
-        steps.append(StepBatches(micro_batches, sum(lengths)))
+        steps.append(StepBatches(micro_batches, sum(len(sample.tokens) for sample in taken)))
     return steps
+
+
+def packed_lengths(samples: Sequence[Sample], config: TrainerConfig) -> list[int]:
+    """What each sample takes of a micro-batch's capacity: its tokens; on a GPU with the padding that coarse chunks add.
+
+    Short samples would otherwise exceed the memory that max_tokens_per_gpu is meant to bound, 8 times at 60 tokens and
+    CP4. Without it the capacity is in raw tokens, as in the recipe.
+    """
+    if chunk_of(config) == 1:
+        return [len(sample.tokens) for sample in samples]
+    cp_size = config.perf.context_parallel_size
+    return [padded_lengths([sample], cp_size, chunk=chunk_of(config))[0] for sample in samples]
+
+
+def chunk_of(config: TrainerConfig) -> int:
+    """Tokens of which the chunks of a sequence are multiples."""
+    return GPU_CHUNK if config.model.device == "cuda" else 1
 
 
 def collate_here(samples: Sequence[Sample], places: Sequence[int], config: TrainerConfig) -> MicroBatch:
     """This rank's share of the micro-batch of these samples."""
     tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
-    tile, chunk = (GPU_TILE, GPU_CHUNK) if config.model.device == "cuda" else (1, 1)
+    tile = GPU_TILE if config.model.device == "cuda" else 1
     return collate(
         samples,
         places,
@@ -58,7 +76,7 @@ def collate_here(samples: Sequence[Sample], places: Sequence[int], config: Train
         cp_size=parallel_state.get_context_parallel_world_size(),
         multiple=tensor_ranks * tile,
         device=config.model.device,
-        chunk=chunk,
+        chunk=chunk_of(config),
     )
 
 

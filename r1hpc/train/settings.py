@@ -57,9 +57,9 @@ class TrainerConfig:
 
     @property
     def digest(self) -> str:
-        """xxh3 of what decides the numbers of training; checkpoints carry it to tell whether that was changed."""
-        sections = [section.model_dump(mode="json") for section in (self.perf, self.grpo, self.optimizer)]
-        values = [*sections, dict(self.hugging_face), str(self.model), self.temperature, self.samples_per_rollout]
+        """xxh3 of what decides the numbers of training but the layout: a checkpoint tells by it of a change."""
+        sections = [section.model_dump(mode="json") for section in (self.grpo, self.optimizer)]
+        values = [*sections, dict(self.hugging_face), str(self.model.dtype), self.temperature, self.samples_per_rollout]
         return xxhash.xxh3_64_hexdigest(
             json.dumps([*values, self.steps_per_rollout, self.seed], sort_keys=True).encode()
         )

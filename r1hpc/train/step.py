@@ -25,7 +25,7 @@ class StepInputs:
     """What the loss needs besides the micro-batches; lists go with those, and are empty but on the last stage."""
 
     advantages: Tensor
-    """[samples of the rollout] float32."""
+    """[samples of the rollout] float32, on the device."""
     old_logprobs: Sequence[Tensor] = ()
     """[N] of each micro-batch's trained tokens; none: those of this step's own pass."""
     ref_logprobs: Sequence[Tensor] = ()
@@ -78,8 +78,8 @@ def _loss_inputs(batch: MicroBatch, scored: TokenLogprobs, inputs: StepInputs, n
     """The trained tokens of a micro-batch."""
     rows = batch.rows
     sample_of = batch.sample_of[rows]
-    places = torch.tensor(batch.samples, device=inputs.advantages.device)
-    advantages = inputs.advantages[places].to(rows.device)
+    # Views, not an index tensor: that would be copied to the device, and the host would wait for it.
+    advantages = torch.stack([inputs.advantages[place] for place in batch.samples])
     return LossInputs(
         logprobs=scored.logprobs,
         advantages=advantages[sample_of],

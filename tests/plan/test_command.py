@@ -165,9 +165,9 @@ def test_4096_gpus_are_planned_with_data_parallelism() -> None:
     groups = plan_to_json(plan)["topology"]["groups"]
     assert len(groups["tp"]) == 512
     assert groups["dp"][0] == "0-992/32"
-    # experts / 32, dense / (32 * 4), 16 B each, 8 GPUs
+    # experts / 32, dense / (32 * 4), 12 B each, 8 GPUs
     adam = next(part.bytes for part in plan.hosts[1].use.parts if part.name == "host Adam")
-    assert adam == 8 * 16 * (5_637_144_576 // 32 + 703_856_640 // 128)
+    assert adam == 8 * 12 * (5_637_144_576 // 32 + 703_856_640 // 128)
 
 
 def test_small_worlds_are_planned_too() -> None:

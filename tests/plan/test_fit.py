@@ -101,9 +101,10 @@ def test_dropping_the_reference_alone_is_not_offered_where_it_is_not_enough(
 
 
 def test_host_memory_names_the_nodes_and_the_reference(plan_r1: PlanWith, refusal: Refusal) -> None:
-    text = refusal(plan_r1, "hosts.host_memory_gib=900")
-    assert "host memory of nodes 4-7: host Adam 744.1 + actor weights 101.5 + reference weights 101.5" in text
-    assert "more than 966.4 GB a node; raise hosts.num_nodes, or drop grpo.use_kl_loss: its coefficient is 0" in text
+    text = refusal(plan_r1, "hosts.host_memory_gib=750")
+    assert "host memory of nodes 4-7: host Adam 558.1 + host Adam staging 1.1 + actor weights 101.5 + " in text
+    assert " + reference weights 101.5 + " in text
+    assert "more than 805.3 GB a node; raise hosts.num_nodes, or drop grpo.use_kl_loss: its coefficient is 0" in text
 
 
 def test_a_request_longer_than_the_cache(plan_r1: PlanWith, refusal: Refusal) -> None:

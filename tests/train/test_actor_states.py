@@ -17,10 +17,11 @@ from r1hpc.checkpoint.convert import convert_all
 from r1hpc.checkpoint.hf_checkpoint import open_checkpoint
 from r1hpc.errors import R1hpcError
 from r1hpc.rehearsal.tiny_model import write_tiny_model
-from r1hpc.train.actor import TrainActor, TrainerError
+from r1hpc.train.actor import TrainActor
 from r1hpc.train.gradients import GradientError
 from r1hpc.types import Sample
-from tests.train.parity.run import Case, Grid, Models, on_every_rank
+from tests.forked_ranks import fork_ranks, join_gloo
+from tests.train.parity.run import DEADLINE_S, Case, Grid, Models, on_every_rank
 from tests.train.parity.samples import make_samples
 
 KL = {"use_kl_loss": True, "kl_loss_coef": 0.05}
@@ -82,12 +83,11 @@ def test_an_update_that_stopped_between_its_steps_is_neither_saved_nor_built_upo
         actor.resume(saved)
         for shard, master in zip(actor.optimizer.shards(), expected, strict=True):
             assert torch.equal(shard.master, master)
-        assert len(actor.update(samples[:4] + samples[4:], 1).steps) == 2 if dist.get_rank() < 0 else True
         return said
 
     for first, second in on_every_rank(TWO_STEPS, models, tmp_path, work):
-        assert "1 optimizer steps, the host's copy of the weights 0" in first
-        assert "1 optimizer steps, the host's copy of the weights 0" in second
+        assert "has done 1 optimizer steps, the host's copy of the weights 0" in first
+        assert first == second
 
 
 def test_an_update_that_stopped_at_its_first_step_may_be_followed_by_another(
@@ -156,6 +156,26 @@ def test_nothing_is_loaded_into_a_sleeping_actor(models: Models, tmp_path: Path)
     assert all("wake" in line for line in said)
 
 
+def test_a_resumed_actor_sleeps_and_trains_on(models: Models, samples: list[Sample], tmp_path: Path) -> None:
+    saved = tmp_path / "iter_0000000"
+
+    def work(actor: TrainActor) -> list[list[float]]:
+        actor.update(samples, 0)
+        actor.begin_save(saved, 0)
+        actor.finish_save()
+        losses = []
+        for sleeps in (False, True):
+            actor.resume(saved)
+            if sleeps:
+                actor.sleep()
+                actor.wake()
+            losses.append([step.metrics["loss"] for step in actor.update(samples, 1).steps])
+        return losses
+
+    for awake, slept in on_every_rank(replace(TWO_STEPS, dtype=torch.bfloat16), models, tmp_path, work):
+        assert slept == awake
+
+
 def test_nothing_is_loaded_over_what_a_save_reads(models: Models, tmp_path: Path) -> None:
     saved = tmp_path / "iter_0000000"
 
@@ -175,12 +195,42 @@ def test_nothing_is_loaded_over_what_a_save_reads(models: Models, tmp_path: Path
 def test_an_actor_without_weights_of_its_own_does_not_train_the_reference(
     models: Models, samples: list[Sample], tmp_path: Path
 ) -> None:
-    def work(actor: TrainActor) -> str:
-        fresh = actor
-        fresh.weights.release("actor")
-        fresh.load_reference(models.reference)
-        return refusal(lambda: fresh.update(samples, 0))
+    def on_rank(rank: int) -> list[str]:
+        join_gloo(rank, 1, tmp_path / "rendezvous", DEADLINE_S)
+        actor = TrainActor(replace(TWO_STEPS, grid=Grid()).config(models.hugging_face))
+        actor.load_reference(models.reference)
+        return [refusal(lambda: actor.update(samples, 0)), refusal(lambda: actor.begin_save(tmp_path / "a", 0))]
 
-    (said,) = on_every_rank(replace(TWO_STEPS, grid=Grid(), grpo={}), models, tmp_path, work)
-    assert 'no copy "actor"' in said
-    assert TrainerError
+    (said,) = fork_ranks(on_rank, 1, DEADLINE_S)
+    assert all("load or resume first" in line for line in said)
+
+
+def test_a_checkpoint_that_broke_while_it_was_read_leaves_nothing_to_train(
+    models: Models, samples: list[Sample], tmp_path: Path
+) -> None:
+    saved = tmp_path / "iter_0000000"
+
+    def work(actor: TrainActor) -> tuple[str, str, int]:
+        actor.begin_save(saved, 0)
+        actor.finish_save()
+        if dist.get_rank() == 0:
+            damage(saved / "__0_0.distcp")
+        dist.barrier()
+        read = refusal(lambda: actor.resume(saved))
+        trained = refusal(lambda: actor.update(samples, 0))
+        actor.load(models.policy)
+        return read, trained, len(actor.update(samples, 0).steps)
+
+    first, second = on_every_rank(TWO_STEPS, models, tmp_path, work)
+    assert first == second
+    assert "cannot be read" in first[0]
+    assert "load or resume first" in first[1]
+    assert first[2] == 2
+
+
+def damage(file: Path) -> None:
+    """Zeros over the middle of a file that keeps its size."""
+    size = file.stat().st_size
+    with open(file, "r+b") as stream:
+        stream.seek(size // 4)
+        stream.write(bytes(size // 2))

@@ -7,9 +7,10 @@ import mmap
 import resource
 from pathlib import Path
 
+import pytest
 import torch
 
-from r1hpc.train.arena import ALIGNMENT_BYTES, Arena, TensorSpec
+from r1hpc.train.arena import ALIGNMENT_BYTES, Arena, ArenaError, TensorSpec
 
 CPU = torch.device("cpu")
 
@@ -52,6 +53,12 @@ def test_memory_lies_on_pages_of_its_own_and_goes_back_when_the_last_view_has_go
     del tensor
     gc.collect()
     assert (mapped, _mapped(address)) == (True, False)
+
+
+def test_memory_that_the_system_does_not_give_is_told_with_its_size() -> None:
+    # 2^60 bytes: more than there are addresses.
+    with pytest.raises(ArenaError, match=r"1152921504\.6 GB of host memory could not be mapped .*Cannot allocate"):
+        Arena([TensorSpec((1 << 60,), torch.uint8)], CPU)
 
 
 def test_an_arena_of_nothing_is_empty() -> None:

@@ -108,6 +108,17 @@ def test_a_ratio_beyond_float32_that_is_clipped_has_a_gradient_of_zero_not_nan(d
 def test_importance_weights_are_truncated_ratios_of_old_to_rollout_without_a_gradient() -> None:
     rollout = torch.full((4,), -2.0)
     old: Tensor = (rollout + torch.tensor([math.log(1.5), math.log(0.25), math.log(3), 500.0])).requires_grad_()
-    found = importance_weights(old, rollout, tis_clip=2.0)
+    found, truncated = importance_weights(old, rollout, tis_clip=2.0)
     assert found.tolist() == pytest.approx([1.5, 0.25, 2.0, 2.0])
+    assert truncated.tolist() == [False, False, True, True]
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("clip", [1.0, 1.144, 1.32, 2.0, 4.567])
+def test_truncated_are_the_weights_that_the_clip_made_smaller(clip: float) -> None:
+    # exp(log(1.144)) and exp(log(1.32)) fall short of them in float32, and log-probs that agree are not truncated at 1.
+    old, rollout = torch.tensor([-1.0, -2.0, -1.0]), torch.tensor([-1.0, -1.0, -6.0])
+    found, truncated = importance_weights(old, rollout, tis_clip=clip)
+    assert truncated.tolist() == [False, False, True]
+    assert found[0] == 1.0
+    assert found[2] == torch.tensor(clip)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from r1hpc.plan.assumptions import ADAM_BYTES, ADAM_STAGING_BYTES
 from r1hpc.train.host_adam import PIECE_ELEMENTS, HostAdam
+from r1hpc.train.staging import staging_specs
 
 SIZES = (1000, 64, 7, 333)
 BETAS, EPS, DECAY, LR = (0.9, 0.98), 1e-8, 0.1, 1e-2
@@ -130,6 +132,14 @@ def test_state_takes_twelve_bytes_a_parameter_and_staging_is_bounded() -> None:
     # two gradients and two results of 4 bytes a value, 640 values each
     host = _adam([torch.zeros(elements)], torch.bfloat16, Variant(piece_elements=640))
     assert host.state_bytes == 12 * elements + 4 * 4 * 640
+
+
+def test_the_plan_counts_the_state_and_the_staging_buffers_of_both_optimizers_of_a_gpu() -> None:
+    assert sum(spec.size_bytes for spec in staging_specs(PIECE_ELEMENTS)) * 2 == ADAM_STAGING_BYTES
+    elements = 1000 * 64
+    host = _adam([torch.zeros(elements)], torch.bfloat16, Variant())
+    # The pieces of so few are smaller: one of all.
+    assert host.state_bytes == ADAM_BYTES * elements + 4 * 4 * elements
 
 
 def test_a_rank_without_shards_steps() -> None:

@@ -49,7 +49,7 @@ def test_killed_before_it_is_published_there_is_no_checkpoint(
             _die_at(event, ending)
         trainer.save(target, file_bytes=FILE_BYTES)
 
-    with pytest.raises(AssertionError, match=f"rank {victim}: ended without an answer|Connection closed"):
+    with pytest.raises(AssertionError, match=f"rank {victim}: ended without an answer|Connection (closed|reset)"):
         WORLD.run(tmp_path, work)
     assert not target.exists()
     # What is left does not keep the run from starting again, ...
@@ -65,7 +65,8 @@ def test_killed_at_any_moment_there_is_a_whole_checkpoint_or_none(target: Path, 
     killed = 0
     for number in range(6):
         moment = target.with_name(f"iter_{number:07d}")
-        delay = drawn.uniform(0, seconds)
+        # The first at once: on a machine that was slower when it was measured, all others may come too late.
+        delay = drawn.uniform(0, seconds) if number else 0.0
 
         def work(trainer: Trainer, moment: Path = moment, delay: float = delay, victim: int = number % 2) -> None:
             trainer.fill()
@@ -75,7 +76,7 @@ def test_killed_at_any_moment_there_is_a_whole_checkpoint_or_none(target: Path, 
             pending.finish()
             time.sleep(seconds)
 
-        with pytest.raises(AssertionError, match=r"ended without an answer|Connection closed"):
+        with pytest.raises(AssertionError, match=r"ended without an answer|Connection (closed|reset)"):
             WORLD.run(tmp_path, work)
         killed += not moment.exists()
         if moment.exists():

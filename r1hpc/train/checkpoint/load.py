@@ -177,7 +177,8 @@ def _read(checkpoint: TorchDist, wanted: list[_Wanted], say: Callable[[str], Non
 
 def _read_one(reader: ChunkReader, want: _Wanted) -> None:
     sizes = want.run.box.sizes
-    if want.flat.is_cpu:
+    # What numpy has seen can never be resized, and Megatron's buffers are, to sleep: on a CPU too they get a copy.
+    if want.flat.is_cpu and not want.flat.untyped_storage().resizable():
         reader.read_box(want.key, want.run.box, want.flat.view(sizes))
     else:
         want.flat.copy_(reader.read_box(want.key, want.run.box).view(-1))

@@ -101,7 +101,7 @@ def held_model(model: GPTModel) -> HeldModel:
     parameters = dict(model.named_parameters())
     return HeldModel(
         {name: held[name] for name in parameters},
-        {name: held[name] for name in held.keys() - parameters.keys()},
+        {name: held[name] for name in held if name not in parameters},
         tuple(leaf.unique_key for leaf in leaves if isinstance(leaf, ShardedObject)),
     )
 

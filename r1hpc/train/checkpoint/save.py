@@ -6,6 +6,7 @@ anything; `finish` has to come before the next step.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import Tensor
 from r1hpc.checkpoint.collective import as_error, on_first_rank, raise_together
 from r1hpc.checkpoint.progress import Progress
 from r1hpc.checkpoint.space import require_space
-from r1hpc.errors import R1hpcError
+from r1hpc.errors import CheckpointError, R1hpcError
 from r1hpc.train.checkpoint.box_files import FILE_BYTES, BoxFiles
 from r1hpc.train.checkpoint.complete import RankRecord, SavedCheckpoint, complete
 from r1hpc.train.checkpoint.plan import SavePlan
@@ -25,6 +26,11 @@ from r1hpc.train.checkpoint.random_states import RandomStates, random_states
 from r1hpc.train.checkpoint.ranks import current_layout
 from r1hpc.train.checkpoint.staging_directory import make_staging, remove_staging
 from r1hpc.train.checkpoint.trainer_state import TrainerState
+
+STOP_S = 10.0
+"""For the writer to end at the next box."""
+FINISH_DEADLINE_S = 1500.0
+"""R1's 9.4 TB take 470 s at 20 GB/s, most of it while the next rollout is generated."""
 
 
 def begin_save(
@@ -96,13 +102,22 @@ class PendingSave:
         """Whether this rank has nothing left to write, or has failed: `finish` waits for other ranks only."""
         return self._thread is not None and not self._thread.is_alive()
 
-    def finish(self) -> SavedCheckpoint:
+    def finish(self, deadline_s: float = FINISH_DEADLINE_S) -> SavedCheckpoint:
         """Wait until every rank has written its part, then publish the directory. Collective.
 
+        deadline_s: for this rank to write what it has not yet written; the group's own timeout must be longer.
         Raises CheckpointProblems, the same on every rank, if any rank failed; then nothing is left of the save.
         """
         assert self._thread is not None, f"{self.directory}: was not begun"
-        self._thread.join()
+        self._thread.join(deadline_s)
+        if self._thread.is_alive():
+            self._stop.set()
+            # A write that is stuck in the kernel cannot be ended; the thread is a daemon and what it writes is removed.
+            self._thread.join(STOP_S)
+            self._failure = CheckpointError(
+                f"rank {self._plan.rank} has not written its part of {self.directory.name} after {deadline_s:.0f} s of"
+                " waiting: the file system is too slow, or stuck"
+            )
         try:
             raise_together([self._failure], self._plan.group)
             ranks = self._gather()
@@ -115,7 +130,8 @@ class PendingSave:
             self._remove()
             if self._plan.rank == 0:
                 # Nobody writes any more: the threads of all ranks ended before any rank heard of a failure.
-                remove_staging(self._staging)
+                with contextlib.suppress(OSError):
+                    remove_staging(self._staging)
             raise
 
     def abandon(self) -> None:
@@ -126,10 +142,10 @@ class PendingSave:
         self._remove()
 
     def _run(self, weights: Mapping[str, Tensor], say: Callable[[str], None]) -> None:
-        total = sum(item.flat.nbytes for item in self._plan.items(weights))
-        progress = Progress(f"saving iteration {self.state.iteration}, rank {self._plan.rank}", total, say)
-        done = 0
         try:
+            total = sum(item.flat.nbytes for item in self._plan.items(weights))
+            progress = Progress(f"saving iteration {self.state.iteration}, rank {self._plan.rank}", total, say)
+            done = 0
             for written in self._files.write(self._plan.items(weights)):
                 done += written
                 progress.update(done)
@@ -154,8 +170,7 @@ class PendingSave:
 
     def _remove(self) -> None:
         """Remove what this rank wrote, and the staging directory once nothing is left in it."""
-        try:
+        # Other ranks' files are in it still; or what is left goes with the next save of this directory.
+        with contextlib.suppress(OSError):
             self._files.remove()
             self._staging.rmdir()
-        except OSError:
-            pass  # other ranks' files are in it still; or what is left goes with the next save of this directory

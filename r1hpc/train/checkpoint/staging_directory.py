@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 from pathlib import Path
 
@@ -43,7 +45,7 @@ def is_staging(name: str) -> bool:
 
 def remove_staging(staging: Path) -> None:
     """Remove a directory of files; what other ranks remove meanwhile is no error."""
-    for file in [*staging.glob("*"), *staging.glob(".*")] if staging.is_dir() else []:
-        file.unlink(missing_ok=True)
-    if staging.is_dir():
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(staging):
+            (staging / name).unlink(missing_ok=True)
         staging.rmdir()

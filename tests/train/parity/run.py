@@ -144,17 +144,22 @@ def gradient(case: Case, models: Models, samples: Sequence[Sample], scratch: Pat
     """The gradient of the first step, with log-probs of the reference and of the policy as it is."""
 
     def work(actor: TrainActor) -> tuple[Mapping[str, float], list[Part]]:
-        steps = schedule(samples, actor.config)
-        ref = actor._reference_logprobs(steps, 0)
-        actor._hold("actor")
-        old = actor._logprobs(steps)
-        inputs = StepInputs(actor._advantages(samples), old[0], ref[0])
-        metrics = actor.stepper.accumulate(steps[0].micro_batches, inputs)
-        return metrics, list(_parts(actor, _gradient_of))
+        return gradient_parts(actor, samples)
 
     ranks = on_every_rank(case, models, scratch, work)
     assert len({tuple(sorted(metrics.items())) for metrics, _ in ranks}) == 1  # every rank has the same numbers
     return Gradient(ranks[0][0], assemble([part for _, parts in ranks for part in parts]))
+
+
+def gradient_parts(actor: TrainActor, samples: Sequence[Sample]) -> tuple[Mapping[str, float], list[Part]]:
+    """This rank's share of it."""
+    steps = schedule(samples, actor.config)
+    ref = actor._reference_logprobs(steps, 0)
+    actor._hold("actor")
+    old = actor._logprobs(steps)
+    inputs = StepInputs(actor._advantages(samples), old[0], ref[0])
+    metrics = actor.stepper.accumulate(steps[0].micro_batches, inputs)
+    return metrics, list(_parts(actor, _gradient_of))
 
 
 def update(case: Case, models: Models, samples: Sequence[Sample], scratch: Path) -> Updated:
@@ -236,7 +241,7 @@ def _parts(actor: TrainActor, values_of: Callable[[ParamShard], Tensor]) -> Iter
         values = values_of(shard)
         for run in held.parameters[shard.name].runs(shard.begin, shard.end):
             flat = values[run.begin - shard.begin : run.end - shard.begin]
-            yield run.key, run.global_shape, run.box, flat.reshape(run.box.sizes).float().clone()
+            yield run.key, run.global_shape, run.box, flat.reshape(run.box.sizes).float().cpu().clone()
 
 
 def _gradient_of(shard: ParamShard) -> Tensor:
