@@ -2,8 +2,8 @@
 
     python benchmarks/rollout.py
 
-Runs benchmarks.rollout_streams, benchmarks.rollout_memory and benchmarks.rewards one after another, each in a process of
-its own, and prints a line a figure and, last, all of them as one JSON object.
+Runs benchmarks.rollout_streams, benchmarks.rollout_memory and benchmarks.rewards one after another, each in a process
+of its own, and prints a line a figure and, last, all of them as one JSON object.
 """
 
 from __future__ import annotations

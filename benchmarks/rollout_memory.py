@@ -1,4 +1,4 @@
-"""Memory of a process that holds a whole rollout of the recipe: 1,024 responses of 32,768 tokens, all in flight at once.
+"""Memory of a process that holds a whole rollout of the recipe: 1,024 responses of 32,768 tokens, all in flight.
 
     python -m benchmarks.rollout_memory [--tokens 32768]
 

@@ -1,0 +1,82 @@
+"""What the owner of an engine asks of its server over HTTP, besides generation: health, memory, cache, version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import httpx
+
+from r1hpc.errors import R1hpcError
+
+MemoryTag = Literal["weights", "kv_cache", "cuda_graph"]
+ALL_TAGS: tuple[MemoryTag, ...] = ("weights", "kv_cache", "cuda_graph")
+
+
+class EngineControlError(R1hpcError):
+    """A server did not do what it was asked to."""
+
+
+class EngineControl:
+    """Speaks to the HTTP server of one engine."""
+
+    def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
+        """`timeout_s` is for one request: a release of memory waits for every GPU of the engine."""
+        self.url = url
+        self._timeout_s = timeout_s
+
+    async def is_healthy(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server answers; generates nothing."""
+        try:
+            async with self._client(timeout_s) as client:
+                return (await client.get("/health")).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    async def generates(self, timeout_s: float = 30.0) -> bool:
+        """Whether the server can generate a token now, every one of its GPUs taking part."""
+        try:
+            async with self._client(timeout_s) as client:
+                return (await client.get("/health_generate")).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    async def release_memory(self, tags: Sequence[MemoryTag] = ALL_TAGS) -> None:
+        """Give GPU memory back; the engine must be idle. Released weights are lost: they have to be sent again."""
+        await self._post("/release_memory_occupation", {"tags": list(tags)})
+
+    async def resume_memory(self, tags: Sequence[MemoryTag] = ALL_TAGS) -> None:
+        """Take GPU memory again: weights first, then what is sent into them, then the cache and the graphs."""
+        await self._post("/resume_memory_occupation", {"tags": list(tags)})
+
+    async def flush_cache(self) -> None:
+        """Forget every cached prefix: after an update they belong to other weights. The engine must be idle."""
+        await self._post("/flush_cache", None)
+
+    async def weight_version(self) -> str:
+        """The version that the server gives its weights."""
+        async with self._client(self._timeout_s) as client:
+            reply = await self._sent(client, "GET", "/model_info", None)
+        return str(reply.json()["weight_version"])
+
+    async def _post(self, path: str, body: dict[str, Any] | None) -> None:
+        async with self._client(self._timeout_s) as client:
+            await self._sent(client, "POST", path, body)
+
+    async def _sent(
+        self, client: httpx.AsyncClient, method: str, path: str, body: dict[str, Any] | None
+    ) -> httpx.Response:
+        try:
+            reply = await client.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            cause = str(error) or type(error).__name__
+            raise EngineControlError(
+                f"{self.url}{path}: no answer ({cause}); the engine has to be restarted"
+            ) from error
+        if reply.status_code != httpx.codes.OK:
+            raise EngineControlError(f"{self.url}{path}: refused with {reply.status_code}: {reply.text.strip()[:500]}")
+        return reply
+
+    def _client(self, timeout_s: float) -> httpx.AsyncClient:
+        # No proxy of the site between the nodes of a run, and no certificates to read for what is plain HTTP.
+        return httpx.AsyncClient(base_url=self.url, timeout=timeout_s, trust_env=False, verify=False)

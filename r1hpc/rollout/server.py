@@ -1,0 +1,235 @@
+"""One process of an SGLang engine: started, watched and ended as a child of the actor that owns it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1hpc.config import Config
+from r1hpc.errors import R1hpcError
+from r1hpc.rollout import keeper
+from r1hpc.rollout.engine_args import boot_checkpoint, server_arguments
+from r1hpc.rollout.engine_control import EngineControl
+from r1hpc.rollout.engine_environment import engine_environment
+from r1hpc.rollout.engine_log import telling_lines
+from r1hpc.rollout.placement import EngineProcess
+from r1hpc.rollout.versions import Capabilities, installed_capabilities
+
+_POLL_S = 0.25
+_LONGEST_BASE = 107 - len("/r1-engine-12345678/tmp12345678") - 8
+_MARGIN_S = keeper.REAP_S + 5.0
+"""Seconds after the grace in which the keeper must have ended everything."""
+
+
+class EngineStartError(R1hpcError):
+    """An engine that did not come up, or whose port somebody else has; says where its log is and what it says."""
+
+
+@dataclass(frozen=True)
+class EngineExit:
+    """A server that ended."""
+
+    name: str
+    exit_code: int | None
+    """None where a signal killed it."""
+    signal_name: str | None
+    log: Path
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.told}"
+
+    @property
+    def told(self) -> str:
+        """`ended with exit code 2`, and what the log says."""
+        return f"ended with {self.signal_name or f'exit code {self.exit_code}'}; {_said(self.log)}"
+
+
+class EngineServer:
+    """A server process and all that it starts. Ended by `stop`, by leaving the context, and when its owner dies.
+
+    `start` may be called again after the end: an engine that died is rebuilt in its place.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        process: EngineProcess,
+        logs: Path,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        grace_s: float = 10.0,
+    ) -> None:
+        """`logs` is a directory; `grace_s` passes between SIGTERM and SIGKILL at the end.
+
+        Raises UnsupportedSglang and EngineArgumentError: the command line is made here.
+        """
+        self.process = process
+        self.capabilities: Capabilities = installed_capabilities()
+        self.log = logs / f"{process.name}.log"
+        """Of the last start; a restart has a log of its own."""
+        self._logs = logs
+        self.control = EngineControl(process.url)
+        self._config = config
+        self._argv = server_arguments(config, process, self.capabilities).argv()
+        self._inherited = dict(environment)
+        self._grace_s = grace_s
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._scratch: Path | None = None
+
+    async def __aenter__(self) -> EngineServer:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    @property
+    def serves(self) -> bool:
+        """Whether this process answers HTTP for its engine."""
+        return self.process.node_rank == 0
+
+    @property
+    def pid(self) -> int | None:
+        """The keeper, parent of the server and of all that the server starts; None where it was never started."""
+        return None if self._keeper is None else self._keeper.pid
+
+    def start(self) -> None:
+        """Start the server; it takes tens of seconds to minutes until it is healthy. Raises EngineStartError."""
+        if self._keeper is not None and self._keeper.poll() is None:
+            raise EngineStartError(
+                f"{self.process.name} runs already, its keeper is pid {self._keeper.pid}; stop it first"
+            )
+        _check_checkpoint(self.process, boot_checkpoint(self._config))
+        _check_ports_free(self.process)
+        scratch = self._scratch = Path(tempfile.mkdtemp(prefix="r1-engine-", dir=_scratch_base()))
+        environment = engine_environment(self._config, self.process, self._inherited, scratch)
+        self.log = _unused_log(self._logs, self.process.name)
+        with open(self.log, "xb") as log:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-I", "-S", keeper.__file__, str(self._grace_s), str(scratch), *self._argv],
+                env=environment,
+                cwd=scratch,
+                # Never written to: it ends when we do, whatever kills us.
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def ended(self) -> EngineExit | None:
+        """How the server ended; None while it runs. Raises EngineStartError if it was never started."""
+        if self._keeper is None:
+            raise EngineStartError(f"{self.process.name} was never started")
+        code = self._keeper.poll()
+        if code is None:
+            return None
+        number = -code if code < 0 else code - keeper.SIGNALLED
+        if number > 0:
+            return EngineExit(self.process.name, None, _signal_name(number), self.log)
+        return EngineExit(self.process.name, code, None, self.log)
+
+    async def wait_until_healthy(self, deadline_s: float) -> float:
+        """Wait until the engine answers, and return the seconds that took.
+
+        Above rank 0 it is the engine's rank 0 that must answer. Raises EngineStartError when the process ends first or
+        the deadline passes, with what the log says.
+        """
+        began = time.monotonic()
+        while not await self.control.is_healthy():
+            if (end := self.ended()) is not None:
+                raise EngineStartError(f"{end.name} did not come up: it {end.told}")
+            waited = time.monotonic() - began
+            if waited > deadline_s:
+                raise EngineStartError(
+                    f"{self.process.name} does not answer at {self.process.url}/health after {waited:.0f} s"
+                    f" (deadline {deadline_s:.0f} s); {_said(self.log)}"
+                )
+            await asyncio.sleep(_POLL_S)
+        return time.monotonic() - began
+
+    async def stop(self) -> None:
+        """End the server and all that it started: SIGTERM, then SIGKILL after the grace. Returns when all is gone."""
+        server = self._keeper
+        if server is not None:
+            if server.poll() is None:
+                server.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(_wait, server, self._grace_s + _MARGIN_S)
+            if server.stdin is not None:
+                server.stdin.close()
+        if self._scratch is not None:
+            # The keeper removes it, unless it was ended before it could.
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _wait(server: subprocess.Popen[bytes], deadline_s: float) -> None:
+    try:
+        server.wait(deadline_s)
+    except subprocess.TimeoutExpired:
+        # The server dies with its keeper, the rest of the group with the server.
+        server.kill()
+        server.wait()
+
+
+def _unused_log(logs: Path, name: str) -> Path:
+    """The log of the next start: one that failed before must not be taken for this one's reason."""
+    logs.mkdir(parents=True, exist_ok=True)
+    names = itertools.chain([f"{name}.log"], (f"{name}-restart{count}.log" for count in itertools.count(1)))
+    return next(path for path in map(logs.joinpath, names) if not path.exists())
+
+
+def _scratch_base() -> str:
+    """The job's own temporary directory, or /tmp where its path is too long for the Unix sockets in it."""
+    own = tempfile.gettempdir()
+    return own if len(own) <= _LONGEST_BASE else "/tmp"
+
+
+def _check_checkpoint(process: EngineProcess, directory: str) -> None:
+    """Refuse to start without a checkpoint: SGLang would take its path for a name on a hub, and say so in its way."""
+    if not (Path(directory) / "config.json").is_file():
+        raise EngineStartError(
+            f"{process.name}: {directory} is no checkpoint: it has no config.json; engines start from"
+            " ckpt.hf_checkpoint, and on CPU from ckpt.bf16_checkpoint, which the cast stage writes"
+        )
+
+
+def _check_ports_free(process: EngineProcess) -> None:
+    """Refuse to start where somebody listens: SGLang itself would fail minutes later, and less clearly."""
+    for port in (process.http_port, process.nccl_port, process.rendezvous_port):
+        here = process.rendezvous_host if port == process.rendezvous_port else process.host
+        if here != process.host:
+            continue
+        family = socket.AF_INET6 if ":" in here else socket.AF_INET
+        with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((here, port))
+            except OSError as error:
+                raise EngineStartError(
+                    f"{process.name}: port {port} on {here} cannot be had ({error.strerror}); it belongs to the band of"
+                    f" this run (hosts.port_base, hosts.port_span): end what listens there (ss -ltnp 'sport = :{port}')"
+                    " or set hosts.port_base"
+                ) from error
+
+
+def _said(log: Path) -> str:
+    lines = telling_lines(log)
+    return f"its log {log} ends:\n" + "\n".join(f"    {line}" for line in lines) if lines else f"its log {log} is empty"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
