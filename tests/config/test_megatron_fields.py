@@ -136,8 +136,8 @@ def test_a_field_that_acts_is_passed_on_without_a_notice(write_config: WriteConf
         ("bias_dropout_fusion", "yes", "true or false"),
         ("moe_router_dtype", "fp64", "fp32"),
         ("moe_flex_dispatcher_num_sms", 0, "whole number, at least 1"),
-        ("recompute_modules", ["core_attn"], "list of layernorm or mlp or moe or shared_experts"),
-        ("recompute_modules", "moe", "list of layernorm or mlp or moe or shared_experts"),
+        ("recompute_modules", ["core_attn"], "list of layernorm or mla_up_proj or mlp or moe or shared_experts"),
+        ("recompute_modules", "moe", "list of layernorm or mla_up_proj or mlp or moe or shared_experts"),
     ],
 )
 def test_a_field_that_acts_takes_what_it_can_act_on(

@@ -91,10 +91,14 @@ def test_an_element_does_its_share_and_the_last_one_publishes(work: Path, model:
 def test_outside_of_a_batch_job_a_signal_ends_it_and_leaves_no_half_file(
     work: Path, model: Path, number: signal.Signals, code: int
 ) -> None:
-    process = _start(work, SLURM_JOB_ID="7")  # as in the shell of an allocation
-    _wait_until_it_writes(work)
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=30)
+    for _ in range(5):
+        process = _start(work, SLURM_JOB_ID="7")  # as in the shell of an allocation
+        _wait_until_it_writes(work)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=30)
+        if process.returncode != 0:
+            break
+        shutil.rmtree(work / "tiny-r1-bf16")  # it was done before the signal came: again
     assert process.returncode == code, said
     assert "Traceback" not in said
     assert list(work.rglob("*.tmp")) == []
