@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -265,3 +266,17 @@ def make_rig(
         **more,
     )
     return Rig(config, prompts, engines, rewards, sampler)
+
+
+class Alternating:
+    """0, 1, 0, 1, ... for the responses to each prompt."""
+
+    def __init__(self) -> None:
+        self.scored: Counter[str | None] = Counter()
+
+    async def score(self, request: RewardRequest) -> Score:
+        self.scored[request.label] += 1
+        return Score(float(self.scored[request.label] % 2))
+
+    async def score_group(self, requests: Sequence[RewardRequest]) -> list[Score]:
+        return [await self.score(request) for request in requests]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 
 from r1hpc.config import Config
-from r1hpc.rewards.request import RewardRequest, Score
 from r1hpc.rollout.client import EngineClient
 from r1hpc.rollout.dispatch import Dispatcher, DispatchLimits
 from r1hpc.rollout.filters import GroupFilter
@@ -22,7 +21,7 @@ from r1hpc.rollout.protocol import BOOT_VERSION
 from r1hpc.rollout.sampler import Rollout, Sampler
 from r1hpc.types import Prompt
 from tests.rollout.fake_engine import FakeEngine, Fault, expected_response, prompt_for
-from tests.rollout.scripted import decode
+from tests.rollout.scripted import Alternating, decode
 from tests.rollout.scripted import rollout_config as make_config
 
 QUICK = DispatchLimits(attempts=3, backoff_s=0.01, poll_s=0.02)
@@ -45,20 +44,6 @@ class Lengths:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.taken = state["taken"]
-
-
-class Alternating:
-    """0, 1, 0, 1, ... for the responses to each prompt."""
-
-    def __init__(self) -> None:
-        self.scored: Counter[str | None] = Counter()
-
-    async def score(self, request: RewardRequest) -> Score:
-        self.scored[request.label] += 1
-        return Score(float(self.scored[request.label] % 2))
-
-    async def score_group(self, requests: Sequence[RewardRequest]) -> list[Score]:
-        return [await self.score(request) for request in requests]
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy
 import psutil
 
 from r1hpc.config import Config
-from r1hpc.rewards.request import RewardRequest, Score
 from r1hpc.rollout.client import EngineClient
 from r1hpc.rollout.dispatch import Dispatcher, DispatchLimits
 from r1hpc.rollout.filters import GroupFilter
@@ -21,7 +20,7 @@ from r1hpc.rollout.sampler import Rollout, Sampler
 from r1hpc.rollout.server import EngineServer
 from r1hpc.types import Prompt
 from tests.rollout.conftest import START_S, engine_process
-from tests.rollout.scripted import decode
+from tests.rollout.scripted import Alternating, decode
 
 GROUPS, SAMPLES = 6, 4
 
@@ -44,24 +43,10 @@ class Numbered:
         self.taken = state["taken"]
 
 
-class EvenOrOdd:
-    """0 or 1 by the length of the response's text, so that groups differ within; never asks who generated it."""
-
-    def __init__(self) -> None:
-        self.scored: Counter[str | None] = Counter()
-
-    async def score(self, request: RewardRequest) -> Score:
-        self.scored[request.label] += 1
-        return Score(float(self.scored[request.label] % 2))
-
-    async def score_group(self, requests: Sequence[RewardRequest]) -> list[Score]:
-        return [await self.score(request) for request in requests]
-
-
 def test_a_server_killed_in_the_middle_costs_no_group_and_doubles_none(
     engine_server: EngineServer, rollout_config: Config, tmp_path: Path
 ) -> None:
-    async def run() -> tuple[Rollout, EvenOrOdd, list[str]]:
+    async def run() -> tuple[Rollout, Alternating, list[str]]:
         lost: list[str] = []
         async with EngineServer(rollout_config, engine_process(1), tmp_path) as second:
             await second.wait_until_healthy(START_S)
@@ -75,7 +60,7 @@ def test_a_server_killed_in_the_middle_costs_no_group_and_doubles_none(
                 "rollout_max_response_len": 400,
             }
             config = type(rollout_config.rollout)(**(rollout_config.rollout.model_dump() | fields))
-            rewards = EvenOrOdd()
+            rewards = Alternating()
             sampler = Sampler(config, Numbered(), dispatcher, rewards, decode, GroupFilter.of(config))
             rolling = asyncio.create_task(sampler.rollout(0, BOOT_VERSION))
             watcher = EngineClient(second.process.url, concurrency=1)
