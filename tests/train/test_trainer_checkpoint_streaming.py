@@ -7,10 +7,13 @@ import time
 from pathlib import Path
 
 import numpy
+import pytest
 import torch
+import torch.distributed as dist
 
 from r1hpc.checkpoint.boxes import whole
 from r1hpc.checkpoint.torch_dist import open_torch_dist
+from r1hpc.errors import CheckpointProblems
 from r1hpc.model.parallel import Layout
 from r1hpc.train.checkpoint.box_files import SLICE_BYTES, BoxFiles
 from r1hpc.train.checkpoint.load import load_trainer
@@ -87,6 +90,27 @@ def test_a_save_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
         assert not any(thread.name.startswith("save of") for thread in threading.enumerate())
 
     WORLD.run(tmp_path, work)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_writer_that_is_stuck_is_an_error_on_every_rank_and_leaves_nothing(tmp_path: Path) -> None:
+    def work(trainer: Trainer) -> str:
+        trainer.fill()
+        state = TrainerState(7, 37, {}, "")
+
+        def stuck(_: str) -> None:
+            time.sleep(2)
+
+        say = stuck if dist.get_rank() == 0 else quiet
+        saving = begin_save(tmp_path / "checkpoints/a", trainer.plan, trainer.host.tensors("actor"), state, say)
+        with pytest.raises(CheckpointProblems) as refused:
+            saving.finish(deadline_s=0.5 if dist.get_rank() == 0 else 30)
+        return str(refused.value)
+
+    said = WORLD.run(tmp_path, work)
+    assert len(said) > 1
+    assert len(set(said)) == 1
+    assert "rank 0 has not written its part of a after 0 s of waiting" in said[0]
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
