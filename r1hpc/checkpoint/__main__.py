@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return INVALID
     except KeyboardInterrupt:
-        print("interrupted: nothing was published", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # `| head` has seen enough. The interpreter must not flush into the pipe again.

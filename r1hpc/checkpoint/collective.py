@@ -66,11 +66,6 @@ def rank_of(group: ProcessGroup | None = None) -> int:
     return dist.get_rank(group) if dist.is_initialized() else 0
 
 
-def world_size_of(group: ProcessGroup | None = None) -> int:
-    """Processes in `group`."""
-    return dist.get_world_size(group) if dist.is_initialized() else 1
-
-
 def as_error(error: Exception, doing: str) -> R1hpcError:
     """An error for people, whatever was raised; it travels between ranks."""
     if isinstance(error, R1hpcError):

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from r1hpc.checkpoint.collective import everyones
 from r1hpc.errors import R1hpcError
 from r1hpc.model import compat
 from r1hpc.model.build import build_model, unloaded
@@ -269,11 +270,10 @@ class TrainActor:
     def _check_loaded(self) -> None:
         """Raise on every rank if a weight of any rank was left as it was built."""
         mine = [f"rank {dist.get_rank()}: {name}" for name in unloaded(self.model)]
-        ranks = [mine] * dist.get_world_size()
-        dist.all_gather_object(ranks, mine)
-        if missing := [line for lines in ranks for line in lines]:
+        if missing := [line for lines in everyones(mine) for line in lines]:
             raise TrainerError(
-                f"{len(missing)} weights were not loaded, or loaded as NaN: {', '.join(missing[:MOST_NAMED])}"
+                f"{len(missing)} weights were not loaded, or loaded as NaN: {', '.join(missing[:MOST_NAMED])};"
+                " `python -m r1hpc.checkpoint verify` tells whether the checkpoint has them"
             )
 
 

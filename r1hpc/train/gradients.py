@@ -15,6 +15,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from r1hpc.checkpoint.collective import everyones
 from r1hpc.errors import R1hpcError
 
 MOST_NAMED = 20
@@ -71,9 +72,8 @@ def check_gradients(model: Sequence[DistributedDataParallel]) -> None:
         bad = torch.maximum(bad, (~torch.isfinite(peak)).float())
     dist.all_reduce(bad, op=dist.ReduceOp.MAX)
     if bad.item():
-        found: list[list[BadGradient]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(found, [bad for chunk in model for bad in _bad_gradients(chunk.module)])
-        raise GradientError(_message([bad for of_rank in found for bad in of_rank]))
+        mine = [found for chunk in model for found in _bad_gradients(chunk.module)]
+        raise GradientError(_message([found for of_rank in everyones(mine) for found in of_rank]))
 
 
 def checkpoint_names(model: nn.Module) -> dict[str, tuple[str, int | None]]:

@@ -17,6 +17,7 @@ from megatron.core.optimizer.clip_grads import get_grad_norm_fp32
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
+from r1hpc.checkpoint.collective import everyones
 from r1hpc.config.training import OptimizerConfig
 from r1hpc.errors import R1hpcError
 from r1hpc.train.host_adam import PIECE_ELEMENTS, HostAdam
@@ -213,9 +214,7 @@ class TrainOptimizer:
         mine = [
             f"rank {dist.get_rank()}: {name}: {count} of {size} values" for name, count, size in self._wrong_masters()
         ]
-        found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(found, mine)
-        wrong = [line for lines in found for line in lines]
+        wrong = [line for lines in everyones(mine) for line in lines]
         if wrong:
             raise OptimizerError(
                 f"float32 masters differ from the parameters in {len(wrong)} shards; a step would write the masters'"

@@ -17,9 +17,6 @@ from r1hpc.train.logprobs import Entropy, TokenLogprobs, gather_hidden, token_lo
 from r1hpc.train.microbatch import MicroBatch
 from r1hpc.train.normalization import MetricSums
 
-ForwardStep = Callable[[Iterator[tuple[int, MicroBatch]], Any], tuple[Tensor, Callable[..., Any]]]
-
-
 LossFunction = Callable[[int, TokenLogprobs], Loss]
 """Of the number of the micro-batch and the log-probs of its trained tokens."""
 

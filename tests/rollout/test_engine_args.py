@@ -34,7 +34,7 @@ def r1(*overrides: str) -> Config:
 
 
 def rehearsal(*overrides: str) -> Config:
-    return load_config(ROOT / "configs" / "rehearsal.yaml", overrides=["vars.WORK=/work", *overrides]).config
+    return load_config(ROOT / "configs" / "rehearsal.yaml", overrides=["vars.WORK=/shared", *overrides]).config
 
 
 def placed(config: Config, addresses: list[str]) -> list[EngineProcess]:
@@ -66,7 +66,7 @@ def test_the_command_of_the_second_engine_of_a_host_of_the_rehearsal() -> None:
     config = rehearsal()
     process = placed(config, ["127.0.0.2"])[1]
     assert " ".join(server_arguments(config, process, KNOWN).argv("python")) == (
-        "python -m sglang.launch_server --model-path /work/tiny-r1-bf16 --host 127.0.0.2 --port 26224"
+        "python -m sglang.launch_server --model-path /shared/tiny-r1-bf16 --host 127.0.0.2 --port 26224"
         " --nccl-port 26225 --nnodes 1 --node-rank 0 --dist-init-addr 127.0.0.2:26226"
         " --tp-size 1 --mem-fraction-static 0.1"
         " --device cpu --dtype float32 --attention-backend torch_native --disable-overlap-schedule --sleep-on-idle"
@@ -91,8 +91,8 @@ def test_the_installed_sglang_has_every_argument_that_r1hpc_gives() -> None:
 
 
 def test_on_cpu_an_engine_starts_from_the_cast_copy_and_on_gpus_from_the_released_one() -> None:
-    assert boot_checkpoint(rehearsal()) == "/work/tiny-r1-bf16"
-    assert boot_checkpoint(rehearsal("ckpt.bf16_checkpoint=null")) == "/work/tiny-r1"
+    assert boot_checkpoint(rehearsal()) == "/shared/tiny-r1-bf16"
+    assert boot_checkpoint(rehearsal("ckpt.bf16_checkpoint=null")) == "/shared/tiny-r1"
     assert boot_checkpoint(r1()) == "/data/r1/DeepSeek-R1"
 
 
