@@ -73,6 +73,11 @@ class AttemptDir:
         return self.root / "placement.json"
 
     @property
+    def progress(self) -> Path:
+        """progress.json: what the driver is doing now, in which iteration, and since when."""
+        return self.root / "progress.json"
+
+    @property
     def outcome(self) -> Path:
         """outcome.json: how the head agent ended the attempt, with the cause in words."""
         return self.root / "outcome.json"
@@ -133,6 +138,31 @@ class RunDir:
     def sweep_index(self) -> Path:
         """sweep.txt: the run directories of a sweep, line N+1 for array task N."""
         return self.root / "sweep.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """checkpoints/: the commits, where ckpt.save names no other place."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl: one line an iteration."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """tensorboard/: the same for TensorBoard."""
+        return self.root / "tensorboard"
+
+    @property
+    def curves(self) -> Path:
+        """curves.png: reward and accuracy over the iterations."""
+        return self.root / "curves.png"
+
+    @property
+    def rollouts(self) -> Path:
+        """rollouts/: every rollout, with debug.save_rollouts."""
+        return self.root / "rollouts"
 
     @property
     def done(self) -> Path:

@@ -68,6 +68,11 @@ class PortBand:
         return self.first + 8
 
     @property
+    def rendezvous(self) -> int:
+        """The store at which the trainers' ranks meet, on the head only."""
+        return self.first + 9
+
+    @property
     def workers(self) -> tuple[int, int]:
         """First and last port of Ray's worker processes and the driver, one each."""
         return self.first + _RESERVED, self.first + self.span // 2 - 1

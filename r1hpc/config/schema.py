@@ -7,6 +7,7 @@ from pydantic import Field
 from r1hpc.config.base import Section
 from r1hpc.config.cluster import CastConfig, ConvertConfig, HostsConfig, RunConfig, SlurmConfig
 from r1hpc.config.engines import MegatronConfig, SglangConfig
+from r1hpc.config.run_time import DebugConfig, SyncConfig
 from r1hpc.config.training import CkptConfig, EvalConfig, GrpoConfig, OptimizerConfig, PerfConfig, RolloutConfig
 
 
@@ -24,5 +25,7 @@ class Config(Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     sglang: SglangConfig = Field(default_factory=SglangConfig)
     megatron: MegatronConfig = Field(default_factory=MegatronConfig)
+    sync: SyncConfig = Field(default_factory=SyncConfig)
+    debug: DebugConfig = Field(default_factory=DebugConfig)
     cast: CastConfig = Field(default_factory=CastConfig)
     convert: ConvertConfig = Field(default_factory=ConvertConfig)
