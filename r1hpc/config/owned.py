@@ -16,6 +16,7 @@ _LAST_STAGE = "perf.decoder_last_pipeline_num_layers decides it"
 _STAGES = "perf.pipeline_model_parallel_size and perf.decoder_*_pipeline_num_layers decide the layers of each stage"
 _CONTEXT = "perf.context_parallel_size decides it"
 _PRECISION = "params_dtype decides it"
+_SECRET = "every user of a node can read the command line of an engine (ps), and the run itself sends no key"
 
 SGLANG_OWNED: Final = {
     "model_path": _HF_CHECKPOINT,
@@ -50,6 +51,9 @@ SGLANG_OWNED: Final = {
     "grpc_port": _PORT_BAND,
     "enable_memory_saver": "it is on wherever training and rollout share a GPU",
     "random_seed": "run.seed decides it, with another seed for each engine",
+    "api_key": _SECRET,
+    "admin_api_key": _SECRET,
+    "ssl_keyfile_password": _SECRET,
 }
 """Server argument that r1hpc sets itself, and from what."""
 

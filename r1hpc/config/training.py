@@ -81,6 +81,8 @@ class RolloutConfig(Section):
     """Import path of the group filter. --dynamic-sampling-filter-path"""
     recycle: Literal["none", "prompts", "tokens"] = "prompts"
     """What becomes of aborted and surplus groups: dropped, their prompts queued first next time, or continued."""
+    max_prompt_drops: NonNegativeInt = 3
+    """How often the responses to one prompt are thrown away and the prompt queued again; then it is given up."""
     num_steps_per_rollout: PositiveInt | None = None
     """Optimizer steps per rollout; sets global_batch_size. --num-steps-per-rollout"""
     global_batch_size: PositiveInt | None = None

@@ -13,6 +13,7 @@ from r1hpc.rollout.grading import Grader
 from r1hpc.rollout.group import Draft, Queued, SamplerError, make_samples
 from r1hpc.rollout.protocol import EngineRefusal, Request
 from r1hpc.rollout.sampling import SamplingParams
+from r1hpc.rollout.vocabulary import check_vocabulary
 from r1hpc.types import Generation, Prompt, Sample
 
 
@@ -39,10 +40,14 @@ class Floor:
     rollout_id: int
     weight_version: int
     """Version that all new tokens must be of."""
+    vocab_size: int | None = None
+    """Token ids that the model knows; None checks no prompt."""
     name: str = "r"
     """Begins every request id: requests of a rollout and of an evaluation never have one in common."""
     is_stopping: bool = False
     """From now on nothing is graded, and an aborted response is no failure."""
+    dropped_tokens: int = 0
+    """Of begun responses that were all of older weights, and so were thrown away before anything went on."""
     generating: int = 0
     is_quiet: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while no generate() is pending."""
@@ -118,8 +123,10 @@ class Attempt:
     async def run(self, floor: Floor) -> None:
         """Generate and grade what is missing; returns when the slowest is done, or early when the rollout stops.
 
-        Raises what the engines or the rewards raised first.
+        Raises what the engines or the rewards raised first, and SamplerError for a prompt that no engine may get.
         """
+        if floor.vocab_size is not None:
+            check_vocabulary(self.prompt, floor.vocab_size)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for index in range(len(self.drafts)):

@@ -175,7 +175,7 @@ class EngineClient:
 
     async def running(self) -> int:
         """Requests that the engine runs or has queued, of all its data-parallel ranks."""
-        reply = (await self._order("GET", "/v1/loads")).json()
+        reply = self._json(await self._order("GET", "/v1/loads"))
         match reply:
             case {"loads": [*loads]}:
                 with_counts = [(load.get("num_running_reqs"), load.get("num_waiting_reqs")) for load in loads]
@@ -193,7 +193,7 @@ class EngineClient:
 
     async def weight_version(self) -> int:
         """The version of the weights that the engine serves; BOOT_VERSION for those that it booted from."""
-        reply = (await self._order("GET", "/model_info", attempts=2)).json()
+        reply = self._json(await self._order("GET", "/model_info", attempts=2))
         version = reply.get("weight_version") if isinstance(reply, dict) else None
         if version == "default":
             return BOOT_VERSION
@@ -226,6 +226,13 @@ class EngineClient:
         if reply.status_code != 200:
             raise status_error(self.name, f"{method} {path}", reply.status_code, reply.text[:500])
         return reply
+
+    def _json(self, reply: httpx.Response) -> Any:
+        try:
+            return reply.json()
+        except ValueError as error:
+            path = reply.request.url.path
+            raise EngineReplyError(f"{self.name}: reply of {path} is not JSON: {reply.text[:200]!r}") from error
 
     def _refuse_if_closed(self) -> None:
         if self._http.is_closed:

@@ -93,7 +93,15 @@ class Dispatcher:
         self._fleet.publish(weight_version, names)
 
     def start(self) -> None:
-        """Accept requests, and watch the health of the engines."""
+        """Accept requests, and watch the health of the engines, until `stop`.
+
+        Raises DispatchError while others' requests are under way: whoever stops first would abort the other's.
+        """
+        if self._flights and self._stopped is not None and not self._stopped.is_set():
+            raise DispatchError(
+                f"the engines are in use, with {len(self._flights)} requests: a rollout and an evaluation take turns;"
+                " wait for the one that runs"
+            )
         if self._stopped is None or self._stopped.is_set():
             self._stopped = asyncio.Event()
         self._without_engine_since = None
@@ -133,7 +141,9 @@ class Dispatcher:
             if engine is None:
                 break
             try:
-                done = None if stopped.is_set() else await self._attempt(engine, flight, stopped)
+                # Between the place and here the engine may have been taken out, and nothing aborts what begins there.
+                too_late = stopped.is_set() or engine.state == "down"
+                done = None if too_late else await self._attempt(engine, flight, stopped)
             finally:
                 engine.taken -= 1
                 self._deal()
@@ -179,6 +189,7 @@ class Dispatcher:
             raise fault
         if isinstance(fault, EngineGone):
             self._fleet.suspect(engine, str(fault))
+        flight.failed_at.add(engine)
         flight.faults.append(str(fault) if fault else f"{engine.name}: {engine.reason or 'aborted by somebody else'}")
         return None
 
@@ -190,7 +201,7 @@ class Dispatcher:
             raise DispatchError(
                 f"{flight.request.request_id}: given up after {count} attempts and {done} tokens:\n{faults}"
             )
-        if seconds := self._limits.backoff_s * (2 ** (count - 1) - 1):
+        if seconds := self._limits.backoff_s * (2 ** max(count - 1, 0) - 1):
             try:
                 await asyncio.wait_for(stopped.wait(), seconds)
             except TimeoutError:
@@ -254,7 +265,7 @@ class Dispatcher:
         self._without_engine_since = None if serving else self._without_engine_since or now
         while free := [engine for engine in serving if engine.taken < engine.client.concurrency]:
             for engine in sorted(free, key=_load):
-                if (flight := self._waiting.take(engine)) is not None:
+                if (flight := self._waiting.take(engine, serving)) is not None:
                     engine.taken += 1
                     assert flight.place is not None
                     flight.place.set_result(engine)

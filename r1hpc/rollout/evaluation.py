@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from math import prod
 import numpy
 
 from r1hpc.config.training import EvalConfig, RolloutConfig
+from r1hpc.errors import R1hpcError
 from r1hpc.rollout.attempt import Attempt, Engines, Floor
 from r1hpc.rollout.grading import Decode, Grader, Rewards
 from r1hpc.rollout.group import Queued
 from r1hpc.rollout.sampling import SamplingParams
 from r1hpc.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 PASSED = 0.5
 """A reward above this counts as a pass in pass@k: 1 of 0/1 rewards, 1 of -1/1 rewards."""
@@ -76,26 +80,44 @@ class Evaluator:
         decode: Decode,
         *,
         stop_s: float = 60.0,
+        vocab_size: int | None = None,
     ) -> None:
+        """vocab_size: of the model's config.json, which every prompt is checked against; None checks nothing."""
         self._samples = config.n_samples_per_eval_prompt
         self._params = eval_params(config, rollout)
         self._sets = sets
         self._engines = engines
         self._grader = Grader(rollout, rewards, decode)
         self._stop_s = stop_s
+        self._vocab_size = vocab_size
 
     async def evaluate(self, rollout_id: int, weight_version: int) -> list[EvalResult]:
-        """One result a set, in their order. Stops the engines if it raises or is cancelled."""
-        floor = Floor(self._engines, self._grader, self._params, rollout_id, weight_version, name="eval")
+        """One result a set, in their order. Starts the engines, and stops them however it ends."""
+        floor = Floor(
+            self._engines,
+            self._grader,
+            self._params,
+            rollout_id,
+            weight_version,
+            vocab_size=self._vocab_size,
+            name="eval",
+        )
         indices = count()
         self._engines.start()
         try:
             # One set after another: the seconds of each are its own.
             return [await self._evaluate(name, prompts, floor, indices) for name, prompts in self._sets.items()]
-        except BaseException:
+        finally:
             floor.is_stopping = True
+            await self._stop()
+
+    async def _stop(self) -> None:
+        """Leave the engines unwatched too: their memory may be released next, and they would seem to hang."""
+        try:
             await self._engines.stop(self._stop_s)
-            raise
+        except R1hpcError as error:
+            # What was found stands, and so does an error that is on its way.
+            logger.error("after the evaluation: %s", error)
 
     async def _evaluate(self, name: str, prompts: Sequence[Prompt], floor: Floor, indices: count[int]) -> EvalResult:
         began = time.monotonic()

@@ -117,8 +117,13 @@ class Fleet:
             return
         logger.warning("engine %s is out, with %d requests: %s", engine.name, len(engine.reads), reason)
         self.down(engine, reason)
-        if self._on_down is not None:
+        if self._on_down is None:
+            return
+        try:
             self._on_down(engine.name, reason)
+        except Exception:
+            # The watch over the other engines, in which this may run, must not end with it.
+            logger.exception("the owner's on_down failed for engine %s: nobody may be restarting it", engine.name)
 
     def stale(self, engine: Engine, weight_version: int) -> None:
         """Record that `engine` turned out to have other weights than it was given: somebody restarted it."""

@@ -6,6 +6,7 @@ Run as a file, with the standard library only, so that it is there before the se
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -76,15 +78,34 @@ def _before_exec() -> Callable[[], None]:
 
 
 def _reap_all() -> None:
-    """Wait for the killed rest of the group: a process that is going still holds its GPU's memory."""
+    """Kill what is left and wait for it: a process that is going still holds its GPU's memory.
+
+    What was orphaned is our child now, also where it had left the server's process group.
+    """
     deadline = time.monotonic() + REAP_S
     while time.monotonic() < deadline:
+        for child in _children():
+            _kill(child)
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return
         if pid == 0:
             time.sleep(_REAP_PAUSE_S)
+
+
+def _children() -> list[int]:
+    """Their pids; none where the kernel does not list them."""
+    try:
+        return [int(word) for word in Path("/proc/thread-self/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _kill(child: int) -> None:
+    # Not reaped before we do it, so the number is still its own.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
 
 
 def _kill_group(group: int, number: int) -> None:

@@ -28,8 +28,6 @@ class Limits:
     """Seconds until every engine must have aborted its requests."""
     drain_s: float = 10.0
     """Seconds that cancelled groups have to end after that."""
-    max_drops: int = 3
-    """How often the responses of one prompt are thrown away before it is given up."""
     max_rejected: int = 50
     """Rejected groups for each one that is wanted, after which a rollout is hopeless."""
     progress_every_s: float = 1.0
@@ -108,8 +106,10 @@ class OverSampling:
                 str(error) or f"{self.floor.generating} requests did not return after the engines stopped"
             )
             logger.error("%s", self.not_stopped)
-        for task in self.running:
-            task.cancel()
+        finally:
+            # Also where the stop itself is cancelled: nothing may go on behind the rollout's back.
+            for task in self.running:
+                task.cancel()
         if self.running:
             await asyncio.wait(self.running, timeout=self.limits.drain_s)
         self._log_ends()

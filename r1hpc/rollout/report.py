@@ -89,7 +89,8 @@ class RolloutReport:
     generated_tokens: int
     """By the engines in this rollout."""
     wasted_tokens: int
-    """Of the responses that were thrown away in this rollout: of rejected, failed, surplus and aborted groups."""
+    """Of the responses that were thrown away in this rollout: of rejected, failed, surplus and aborted groups, and of
+    groups of an earlier rollout that are too old."""
     reward_mean_finished: float
     """Of all groups that were judged, kept or not: what the policy scores."""
     reward_outcomes: Mapping[str, int]

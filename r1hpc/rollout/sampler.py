@@ -57,8 +57,12 @@ class Sampler:
         *,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         train_stale_tokens: bool = False,
+        vocab_size: int | None = None,
     ) -> None:
-        """train_stale_tokens: train on tokens of older weights too, which only `recycle: tokens` has.
+        """vocab_size: of the model's config.json; a prompt with another token id ends the rollout before an engine,
+        which would die of it, gets it. None checks nothing.
+
+        train_stale_tokens: train on tokens of older weights too, which only `recycle: tokens` has.
 
         They are masked unless something corrects for them: the log-probs before an update come from the new weights, so
         the ratio of a stale token says nothing of how it was sampled. Truncated importance sampling (grpo.use_tis)
@@ -71,7 +75,8 @@ class Sampler:
         self._progress = progress
         self._limits = limits
         self._train_stale = train_stale_tokens
-        self._queue = PromptQueue(prompts, config.recycle, max_drops=limits.max_drops)
+        self._vocab_size = vocab_size
+        self._queue = PromptQueue(prompts, config.recycle, max_drops=config.max_prompt_drops)
         self._next_group = 0
         self._before: SamplerState | None = None
 
@@ -104,18 +109,21 @@ class Sampler:
 
     async def _rollout(self, rollout_id: int, weight_version: int) -> Rollout:
         self._grader.outcomes.clear()
-        floor = Floor(self._engines, self._grader, self._params(), rollout_id, weight_version)
+        floor = Floor(
+            self._engines, self._grader, self._params(), rollout_id, weight_version, vocab_size=self._vocab_size
+        )
         scores = Mean()
         loop = OverSampling(
             floor,
             self._config.rollout_batch_size,
             self._limits,
-            next_wave=lambda: self._next_wave(weight_version),
+            next_wave=lambda: self._next_wave(floor),
             judge=lambda attempt: self._judge(attempt, floor, scores),
         )
         began = time.monotonic()
+        # Not ours to stop where this raises: somebody else uses them.
+        self._engines.start()
         try:
-            self._engines.start()
             async with showing(loop, self._progress):
                 await loop.collect()
                 collected = time.monotonic()
@@ -136,10 +144,11 @@ class Sampler:
             max_new_tokens=config.rollout_max_response_len,
         )
 
-    def _next_wave(self, weight_version: int) -> list[Attempt]:
+    def _next_wave(self, floor: Floor) -> list[Attempt]:
         wave = []
         for queued in self._queue.take(self._config.wave_prompts):
-            if not self._train_stale and _is_stale(queued, weight_version):
+            if not self._train_stale and _is_stale(queued, floor.weight_version):
+                floor.dropped_tokens += sum(len(draft.generation.tokens) for draft in queued.begun if draft)
                 queued = replace(queued, begun=(), times_dropped=queued.times_dropped + 1)
             wave.append(Attempt(self._next_group, queued, self._config.n_samples_per_prompt))
             self._next_group += 1
@@ -197,7 +206,8 @@ class Sampler:
                 len(given_up),
                 ", ".join(f"{queued.prompt.index} (epoch {queued.prompt.epoch})" for queued in given_up),
             )
-        carried = sum(attempt.num_tokens for attempt in left if self._left(attempt).begun)
+        not_carried = sum(attempt.num_tokens for attempt in left if not self._left(attempt).begun)
+        wasted = loop.rejected_tokens + not_carried + floor.dropped_tokens
         report = RolloutReport(
             rollout_id=floor.rollout_id,
             weight_version=floor.weight_version,
@@ -205,7 +215,7 @@ class Sampler:
             groups=count_groups(loop, recycled=len(again) - len(out), given_up=len(given_up)),
             queued=len(self._queue.waiting),
             generated_tokens=loop.generated_tokens,
-            wasted_tokens=loop.rejected_tokens + sum(attempt.num_tokens for attempt in left) - carried,
+            wasted_tokens=wasted,
             kept=SampleStatistics.of(groups, stale_tokens(loop.kept, floor.weight_version)),
             reward_mean_finished=scores.value,
             reward_outcomes=dict(self._grader.outcomes),

@@ -114,10 +114,17 @@ class EngineServer:
         _check_checkpoint(self.process, boot_checkpoint(self._config))
         _check_ports_free(self.process)
         scratch = self._scratch = Path(tempfile.mkdtemp(prefix="r1-engine-", dir=_scratch_base()))
+        try:
+            self._keeper = self._start_keeper(scratch)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+    def _start_keeper(self, scratch: Path) -> subprocess.Popen[bytes]:
         environment = engine_environment(self._config, self.process, self._inherited, scratch)
         self.log = _unused_log(self._logs, self.process.name)
         with open(self.log, "xb") as log:
-            self._keeper = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-I", "-S", keeper.__file__, str(self._grace_s), str(scratch), *self._argv],
                 env=environment,
                 cwd=scratch,
@@ -133,12 +140,7 @@ class EngineServer:
         if self._keeper is None:
             raise EngineStartError(f"{self.process.name} was never started")
         code = self._keeper.poll()
-        if code is None:
-            return None
-        number = -code if code < 0 else code - keeper.SIGNALLED
-        if number > 0:
-            return EngineExit(self.process.name, None, _signal_name(number), self.log)
-        return EngineExit(self.process.name, code, None, self.log)
+        return None if code is None else engine_exit(self.process.name, code, self.log)
 
     async def wait_until_healthy(self, deadline_s: float) -> float:
         """Wait until the engine answers, and return the seconds that took.
@@ -147,9 +149,13 @@ class EngineServer:
         the deadline passes, with what the log says.
         """
         began = time.monotonic()
-        while not await self.control.is_healthy():
+        while True:
+            healthy = await self.control.is_healthy()
+            # Looked at second: what answers on the port of a server that has ended is not that server.
             if (end := self.ended()) is not None:
                 raise EngineStartError(f"{end.name} did not come up: it {end.told}")
+            if healthy:
+                return time.monotonic() - began
             waited = time.monotonic() - began
             if waited > deadline_s:
                 raise EngineStartError(
@@ -157,7 +163,6 @@ class EngineServer:
                     f" (deadline {deadline_s:.0f} s); {_said(self.log)}"
                 )
             await asyncio.sleep(_POLL_S)
-        return time.monotonic() - began
 
     async def stop(self) -> None:
         """End the server and all that it started: SIGTERM, then SIGKILL after the grace. Returns when all is gone."""
@@ -171,6 +176,15 @@ class EngineServer:
         if self._scratch is not None:
             # The keeper removes it, unless it was ended before it could.
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def engine_exit(name: str, code: int, log: Path) -> EngineExit:
+    """What the exit code of a keeper says of its server."""
+    number = -code if code < 0 else code - keeper.SIGNALLED
+    # Above the signals it is a code after all: 255 is what exit(-1) gives.
+    if 0 < number <= max(signal.valid_signals()):
+        return EngineExit(name, None, _signal_name(number), log)
+    return EngineExit(name, code, None, log)
 
 
 def _wait(server: subprocess.Popen[bytes], deadline_s: float) -> None:

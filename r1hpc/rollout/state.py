@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy
+import xxhash
 from numpy.typing import NDArray
 
 from r1hpc.publish import publish_json, publishing
@@ -17,7 +19,8 @@ from r1hpc.types import Generation, Prompt, VersionSpan
 
 FORMAT = 1
 RECORD_FILE = "sampler.json"
-ARRAYS_FILE = "sampler.npz"
+ARRAYS_FILES = "sampler-{digest}.npz"
+"""Named for the content, so that a save never changes the arrays of the one before it."""
 
 _EMPTY = {"prompt_tokens": numpy.int32, "response_tokens": numpy.int32, "response_logprobs": numpy.float32}
 """Every array, with its type; each is the concatenation over the queue, in order."""
@@ -64,21 +67,34 @@ class SamplerState:
         return cls(record["cursor"], record["next_group"], queue)
 
     def save(self, directory: Path) -> None:
-        """Write the state to two files in `directory`, each published whole; the JSON file last."""
+        """Write the state to two files in `directory`; killed at any moment it leaves this state, or the one before.
+
+        The JSON file is the state: it names its arrays, which are published before it.
+        """
         record, arrays = self.to_parts()
-        with publishing(directory / ARRAYS_FILE) as stream:
+        name = ARRAYS_FILES.format(digest=_digest(arrays))
+        with publishing(directory / name) as stream:
             numpy.savez(stream, **arrays)  # type: ignore[arg-type]
-        publish_json(directory / RECORD_FILE, record)
+        publish_json(directory / RECORD_FILE, record | {"arrays": name})
+        for old in directory.glob(ARRAYS_FILES.format(digest="*")):
+            if old.name != name:
+                old.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, directory: Path) -> SamplerState:
         """Read what `save` wrote. Raises SamplerError naming the file that is missing or wrong."""
         try:
             record = json.loads((directory / RECORD_FILE).read_text())
-            with numpy.load(directory / ARRAYS_FILE, allow_pickle=False) as stored:
+            with numpy.load(directory / Path(record["arrays"]).name, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError) as error:
-            raise SamplerError(f"sampler state in {directory} cannot be read: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+            said = f"{type(error).__name__}: {error}"
+            raise SamplerError(f"sampler state in {directory} cannot be read: {said}") from error
+        if (found := ARRAYS_FILES.format(digest=_digest(arrays))) != record["arrays"]:
+            raise SamplerError(
+                f"sampler state in {directory}: {RECORD_FILE} was saved with {record['arrays']}, whose content is that"
+                f" of {found} now: take another commit"
+            )
         return cls.from_parts(record, arrays)
 
 
@@ -125,6 +141,15 @@ def _read_draft(item: Mapping[str, Any], readers: Mapping[str, _Reader]) -> Draf
         versions=tuple(VersionSpan(*span) for span in item["versions"]),
     )
     return Draft(generation, item["reward"])
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Of the content of all arrays, their lengths included."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape};".encode())
+        digest.update(numpy.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
 
 
 def _joined(name: str, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from r1hpc.rollout.fleet import Engine
@@ -19,6 +20,8 @@ class Flight:
     group: int
     faults: list[str] = field(default_factory=list)
     """What went wrong, in order."""
+    failed_at: set[Engine] = field(default_factory=set)
+    """Engines that answered it with a fault: it goes to them again only when every engine has."""
     place: asyncio.Future[Engine | None] | None = None
     """While it waits: becomes the engine that has a place for it, or None when the rollout is stopped."""
 
@@ -52,6 +55,10 @@ class Waiting:
     def add(self, flight: Flight) -> None:
         """Queue `flight`, before the others if it was under way already: it is the nearest to its end."""
         engine = self._bound.get(flight.group)
+        if engine is not None and engine in flight.failed_at:
+            # An engine that fails at everything is the least loaded of all: its groups must not stay with it.
+            del self._bound[flight.group]
+            engine = None
         if engine is not None:
             queue = self._of_engine.setdefault(engine, deque())
         else:
@@ -74,16 +81,24 @@ class Waiting:
                         del queues[key]  # type: ignore[arg-type]
                     return
 
-    def take(self, engine: Engine) -> Flight | None:
-        """The next for a free place at `engine`: of a group dealt to it, else of the first group dealt to none."""
+    def take(self, engine: Engine, serving: Collection[Engine]) -> Flight | None:
+        """The next for a free place at `engine`: of a group dealt to it, else of the first group dealt to none.
+
+        A flight that failed at `engine` is left for the other `serving` ones, unless it has failed at all of them.
+        """
         if queue := self._of_engine.get(engine):
             flight = queue.popleft()
             if not queue:
                 del self._of_engine[engine]
             return flight
-        if not self._of_group:
+        allowed = (
+            group
+            for group, queue in self._of_group.items()
+            if engine not in (failed_at := queue[0].failed_at) or failed_at.issuperset(serving)
+        )
+        if (group := next(allowed, None)) is None:
             return None
-        group, queue = self._of_group.popitem(last=False)
+        queue = self._of_group.pop(group)
         self._bound[group] = engine
         flight = queue.popleft()
         if queue:

@@ -115,6 +115,11 @@ def test_known_names_pass_and_unknown_ones_are_told_with_the_nearest(write_confi
     [
         ("sglang.model_path=/m", "cannot be set here: ckpt.hf_checkpoint decides it"),
         ("sglang.tp_size=8", "cannot be set here: rollout_num_gpus_per_engine decides it"),
+        (
+            "sglang.api_key=word",
+            "cannot be set here: every user of a node can read the command line of an engine (ps), and the run itself"
+            " sends no key",
+        ),
         ("sglang.port=3", "cannot be set here: hosts.port_base and hosts.port_span decide it"),
         ("sglang.nccl_port=3", "cannot be set here: hosts.port_base and hosts.port_span decide it"),
         ("sglang.nnodes=3", "cannot be set here: the placement on the nodes decides it"),

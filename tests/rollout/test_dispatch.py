@@ -509,3 +509,80 @@ def check_answers(
         else:
             check_whole(request, one)
             assert one.versions == (VersionSpan(0, 0, len(one.tokens)),)
+
+
+def test_an_engine_that_fails_at_everything_takes_no_group_down_with_it() -> None:
+    async def test() -> None:
+        async with house(2) as home:
+            # It answers at once, so it is always the least loaded.
+            home.fakes[0].faults.extend([Fault("error500")] * 500)
+            requests = [ask(40, f"a{place}", salt=place // 4) for place in range(32)]
+            got = await asyncio.gather(*(home.dispatcher.generate(r, i // 4) for i, r in enumerate(requests)))
+            for request, generation in zip(requests, got, strict=True):
+                check_whole(request, generation)
+            broken, whole = home.names_of("a")
+            assert whole == 32
+            assert broken <= 32
+
+    run(test())
+
+
+def test_an_owner_whose_callback_fails_keeps_the_watch_over_the_other_engines(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        def fail(name: str, reason: str) -> None:
+            raise ValueError("no place to restart it")
+
+        dispatcher = Dispatcher(LIMITS, on_down=fail)
+        async with FakeEngine() as first, FakeEngine() as second:
+            for name, fake in (("engine0", first), ("engine1", second)):
+                dispatcher.add(EngineClient(fake.url, concurrency=2, name=name, deadlines=DEADLINES))
+            dispatcher.start()
+            first.healthy = False
+            await until(lambda: states(dispatcher) == ["down", "up"])
+            second.healthy = False
+            await until(lambda: states(dispatcher) == ["down", "down"])
+            await dispatcher.close()
+        assert "on_down failed for engine engine0" in caplog.text
+
+    run(test())
+
+
+def test_an_engine_that_answers_a_probe_with_a_page_is_taken_out() -> None:
+    async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET /model_info"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\nConnection: close\r\n\r\n<html>hi</html>")
+        writer.close()
+
+    async def test() -> None:
+        server = await asyncio.start_server(page, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, FakeEngine() as good:
+            down: list[str] = []
+            dispatcher = Dispatcher(LIMITS, on_down=lambda name, reason: down.append(reason))
+            dispatcher.add(EngineClient(url, concurrency=2, name="page", deadlines=DEADLINES))
+            dispatcher.add(EngineClient(good.url, concurrency=2, name="good", deadlines=DEADLINES))
+            dispatcher.start()
+            requests = [ask(40, salt=place) for place in range(4)]
+            got = await asyncio.gather(*(dispatcher.generate(each, i) for i, each in enumerate(requests)))
+            for request, generation in zip(requests, got, strict=True):
+                check_whole(request, generation)
+            await until(lambda: states(dispatcher) == ["down", "up"])
+            assert "reply of /model_info is not JSON: '<html>hi</html>'" in down[0]
+            await dispatcher.close()
+
+    run(test())
+
+
+def test_engines_that_are_in_use_are_not_started_by_somebody_else() -> None:
+    async def test() -> None:
+        async with house(1, tokens_per_s=1000) as home:
+            running = asyncio.create_task(home.dispatcher.generate(ask(1000), 0))
+            await until(lambda: home.fakes[0].num_running == 1)
+            with pytest.raises(DispatchError, match="in use, with 1 requests: a rollout and an evaluation take turns"):
+                home.dispatcher.start()
+            await home.dispatcher.stop(5)
+            home.dispatcher.start()
+            assert (await running).finish_reason == "abort"
+
+    run(test())

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from r1hpc.cluster.processes import RUN, descendants, marked_processes
 from r1hpc.config import Config, load_config
-from r1hpc.rollout.server import EngineExit, EngineServer, EngineStartError
+from r1hpc.rollout.server import EngineExit, EngineServer, EngineStartError, engine_exit
 from tests.rollout.conftest import ROOT, START_S, engine_process
 
 
@@ -66,6 +67,51 @@ def test_a_server_that_is_not_healthy_in_time_is_told_and_its_death_is_noticed(
     server.start()
     asyncio.run(server.stop())
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["engine0-restart1.log", "engine0.log"]
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "signal_name"),
+    [(0, 0, None), (2, 2, None), (255, 255, None), (128 + 9, None, "SIGKILL"), (-15, None, "SIGTERM")],
+)
+def test_an_exit_code_above_every_signal_is_an_exit_code(
+    code: int, exit_code: int | None, signal_name: str | None
+) -> None:
+    end = engine_exit("engine0", code, Path("no.log"))
+    assert (end.exit_code, end.signal_name) == (exit_code, signal_name)
+
+
+def test_a_start_that_fails_leaves_no_scratch(
+    rollout_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "logs").write_text("a file where the directory of the logs should be")
+    server = EngineServer(rollout_config, engine_process(), tmp_path / "logs")
+    with pytest.raises(FileExistsError):
+        server.start()
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+    assert server.pid is None
+
+
+def test_what_answers_at_the_port_of_a_server_that_ended_is_not_that_server(
+    rollout_config: Config, tmp_path: Path
+) -> None:
+    process = engine_process()
+
+    async def start_and_lose_the_port() -> None:
+        async def alive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.close()
+
+        async with EngineServer(rollout_config, process, tmp_path) as server:
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGTERM)
+            await end_of(server)
+            async with await asyncio.start_server(alive, "127.0.0.1", process.http_port):
+                await server.wait_until_healthy(START_S)
+
+    with pytest.raises(EngineStartError, match="engine0 did not come up: it ended with SIGTERM"):
+        asyncio.run(start_and_lose_the_port())
 
 
 def test_a_taken_port_is_named_before_anything_starts(rollout_config: Config, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from r1hpc.config.training import EvalConfig
-from r1hpc.rollout.dispatch import DispatchError, NoEngineError
-from r1hpc.rollout.evaluation import Evaluator, eval_params, pass_at_k
+from r1hpc.rollout.dispatch import DispatchError, EngineStopError, NoEngineError
+from r1hpc.rollout.evaluation import EvalResult, Evaluator, eval_params, pass_at_k
+from r1hpc.rollout.group import SamplerError
 from r1hpc.rollout.sampling import SamplingParams
 from tests.rollout.scripted import (
     NumberedPrompts,
@@ -26,12 +27,13 @@ from tests.rollout.scripted import (
 SCRIPT = Script(seed=5, longest=9)
 
 
-def make(script: Script = SCRIPT, **fields: Any) -> tuple[Evaluator, ScriptedEngines]:
+def make(script: Script = SCRIPT, *, vocab_size: int | None = None, **fields: Any) -> tuple[Evaluator, ScriptedEngines]:
     config = EvalConfig(eval_interval=1, n_samples_per_eval_prompt=3, **fields)
     prompts = NumberedPrompts(100)
     sets = {"aime": prompts.take(5), "math": prompts.take(8)}
     engines = ScriptedEngines(script)
-    return Evaluator(config, rollout_config(), sets, engines, ScriptedRewards(script), decode), engines
+    rewards = ScriptedRewards(script)
+    return Evaluator(config, rollout_config(), sets, engines, rewards, decode, vocab_size=vocab_size), engines
 
 
 @pytest.mark.parametrize("num_samples", range(1, 9))
@@ -85,9 +87,31 @@ def test_a_prompt_that_fails_is_named_and_counts_nowhere() -> None:
     assert math.failed == ()
 
 
+def test_the_engines_are_stopped_after_an_evaluation_and_one_that_does_not_stop_spoils_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    evaluator, engines = make()
+    engines.stop_error = EngineStopError("engine1 still runs 3 requests")
+
+    async def twice() -> list[list[EvalResult]]:
+        return [await evaluator.evaluate(0, 0), await evaluator.evaluate(1, 0)]
+
+    first, second = asyncio.run(twice())
+    assert [result.pass_at for result in first] == [result.pass_at for result in second]
+    assert engines.stops == 2
+    assert "after the evaluation: engine1 still runs 3 requests" in caplog.text
+
+
 def test_an_error_stops_the_engines() -> None:
     evaluator, engines = make(replace(SCRIPT, longest=30))
     engines.spoil = lambda request, group: NoEngineError("none left") if group == 4 else None
     with pytest.raises(NoEngineError, match="none left"):
         asyncio.run(_evaluate(evaluator, 0))
     assert (engines.num_pending, engines.stops) == (0, 1)
+
+
+def test_a_prompt_beyond_the_vocabulary_is_named() -> None:
+    evaluator, engines = make(vocab_size=5)
+    with pytest.raises(SamplerError, match=r"prompt 4 \(epoch 0\): token 1 of 2 has the id 5"):
+        asyncio.run(_evaluate(evaluator, 0))
+    assert not any(5 in request.prompt for request in engines.requests)

@@ -92,6 +92,13 @@ def test_what_a_dead_server_leaves_is_ended() -> None:
     assert_gone([child])
 
 
+def test_what_left_the_servers_process_group_is_ended_too() -> None:
+    process, (server, child) = started(GROUP.replace("'60']", "'60'], start_new_session=True"))
+    kill(server, signal.SIGKILL)
+    assert process.wait(10) == keeper.SIGNALLED + signal.SIGKILL
+    assert not is_alive(child)
+
+
 def test_everything_ends_when_the_owner_dies() -> None:
     process, family = started(DEAF, grace_s=60)
     assert process.stdin is not None

@@ -20,7 +20,7 @@ from r1hpc.rollout.progress import ProgressLines, RolloutProgress
 from r1hpc.rollout.protocol import EngineRefusal, Request
 from r1hpc.rollout.sampler import Rollout, Sampler
 from r1hpc.types import Generation, Sample, VersionSpan
-from tests.rollout.scripted import Rig, Script, decode, make_rig, rollout_config
+from tests.rollout.scripted import Rig, Script, ScriptedEngines, decode, make_rig, rollout_config
 
 EASY = Script(seed=1, solvable=1.0)
 
@@ -325,3 +325,40 @@ def test_lines_of_progress_come_every_few_seconds_and_estimate_the_end() -> None
         " longest of 410 samples 4 min (group 1801), 1.67 min left"
     )
     assert said == [line, line]
+
+
+def test_a_rollout_whose_stop_is_cancelled_too_leaves_no_task_behind() -> None:
+    class DeafEngines(ScriptedEngines):
+        async def generate(self, request: Request, group: int) -> Generation:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def stop(self, deadline_s: float) -> None:
+            await asyncio.Event().wait()
+
+    async def cancel_twice() -> set[str]:
+        rig = make_rig(rollout_config(), replace(EASY, longest=1))
+        engines = DeafEngines(rig.engines.script)
+        sampler = Sampler(rig.config, rig.prompts, engines, rig.rewards, decode, limits=Limits(drain_s=0.2))
+        running = asyncio.create_task(sampler.rollout(0, 0))
+        for _ in range(2):
+            await asyncio.sleep(0.05)
+            running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert (rig.prompts.taken, sampler.state().queue) == (0, ())
+        await asyncio.sleep(0.05)
+        return {task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("group")}
+
+    assert asyncio.run(cancel_twice()) == set()
+
+
+def test_a_prompt_beyond_the_vocabulary_ends_the_rollout_before_an_engine_gets_it() -> None:
+    # The tokens of prompt 6 are 1 and 7.
+    rig = make_rig(rollout_config(), EASY, vocab_size=7)
+    said = r"prompt 6 \(epoch 0\): token 1 of 2 has the id 7, but the model's vocabulary is 0 to 6 "
+    with pytest.raises(SamplerError, match=said):
+        rollout(rig)
+    assert_untouched(rig)
+    assert not any(7 in request.prompt for request in rig.engines.requests)
+    assert len(rollout(make_rig(rollout_config(), EASY, vocab_size=9)).groups) == 4

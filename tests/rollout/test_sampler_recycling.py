@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1hpc.rollout.group import SamplerError
-from r1hpc.rollout.oversampling import Limits
 from r1hpc.rollout.sampler import Rollout
 from r1hpc.rollout.state import SamplerState
 from r1hpc.types import Prompt, Sample
@@ -30,10 +32,13 @@ SETTINGS = {
 
 def make(recycle: str, seed: int, target: int, extra: int, longest: int, num_prompts: int, max_drops: int = 1) -> Rig:
     config = rollout_config(
-        recycle=recycle, rollout_batch_size=target, over_sampling_batch_size=target + extra, n_samples_per_prompt=3
+        recycle=recycle,
+        max_prompt_drops=max_drops,
+        rollout_batch_size=target,
+        over_sampling_batch_size=target + extra,
+        n_samples_per_prompt=3,
     )
-    limits = Limits(drain_s=0.2, max_drops=max_drops)
-    return make_rig(config, Script(seed, longest), num_prompts=num_prompts, limits=limits)
+    return make_rig(config, Script(seed, longest), num_prompts=num_prompts)
 
 
 async def run(rig: Rig, first: int, last: int) -> list[Rollout]:
@@ -75,6 +80,18 @@ def test_every_prompt_is_trained_rejected_given_up_or_queued_and_only_one_of_the
         assert counts.failed + counts.surplus + counts.aborted == counts.recycled + counts.given_up + counts.dropped
 
 
+@settings(max_examples=60, deadline=None)
+@given(recycle=st.sampled_from(["none", "prompts", "tokens"]), **SETTINGS)
+def test_every_token_that_was_generated_is_trained_wasted_or_carried_on(recycle: str, **fields: int) -> None:
+    rig = make(recycle, **fields)
+    reports = [rollout.report for rollout in asyncio.run(run(rig, 0, 5))]
+    begun = [draft for queued in rig.sampler.state().queue for draft in queued.begun if draft is not None]
+    kept = sum(report.kept.tokens for report in reports)
+    wasted = sum(report.wasted_tokens for report in reports)
+    carried = sum(len(draft.generation.tokens) for draft in begun)
+    assert sum(report.generated_tokens for report in reports) == kept + wasted + carried
+
+
 @settings(max_examples=40, deadline=None)
 @given(**SETTINGS)
 def test_recycled_prompts_are_served_first_in_order(**fields: int) -> None:
@@ -90,8 +107,14 @@ def test_recycled_prompts_are_served_first_in_order(**fields: int) -> None:
 
 
 def test_a_prompt_is_given_up_after_its_responses_were_thrown_away_as_often_as_allowed() -> None:
-    config = rollout_config(recycle="prompts", n_samples_per_prompt=3, rollout_batch_size=2, over_sampling_batch_size=4)
-    rig = make_rig(config, Script(solvable=1.0), limits=Limits(drain_s=0.2, max_drops=2))
+    config = rollout_config(
+        recycle="prompts",
+        max_prompt_drops=2,
+        n_samples_per_prompt=3,
+        rollout_batch_size=2,
+        over_sampling_batch_size=4,
+    )
+    rig = make_rig(config, Script(solvable=1.0))
     rig.engines.never = lambda epoch, index: index == 0
     rollouts = asyncio.run(run(rig, 0, 5))
     # Thrown away in rollouts 0, 1 and 2; twice it was queued again.
@@ -309,6 +332,73 @@ def test_a_state_that_was_not_written_in_one_piece_is_refused(tmp_path: Path) ->
     with pytest.raises(SamplerError, match="this version reads format 1"):
         SamplerState.from_parts(record | {"format": 2}, arrays)
     with pytest.raises(SamplerError, match=r"sampler\.json"):
+        SamplerState.load(tmp_path)
+
+
+@pytest.mark.parametrize("killed_before", range(1, 4))
+def test_a_save_that_is_killed_leaves_the_state_before_it(
+    killed_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = partial_rig()
+    asyncio.run(run(rig, 0, 1))
+    first = rig.sampler.state()
+    first.save(tmp_path)
+    other = [replace(queued, prompt=replace(queued.prompt, tokens=queued.prompt.tokens + 1)) for queued in first.queue]
+    second = replace(first, queue=tuple(other))
+    renames = killed_saving(second, tmp_path, monkeypatch, killed_before)
+    # Two files are published; the third time nothing is, and the save has come to its end.
+    expected = second if killed_before == 3 else first
+    assert renames == min(killed_before, 2)
+    assert parts(SamplerState.load(tmp_path)) == parts(expected)
+    second.save(tmp_path)
+    assert parts(SamplerState.load(tmp_path)) == parts(second)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def killed_saving(state: SamplerState, directory: Path, monkeypatch: pytest.MonkeyPatch, before: int) -> int:
+    """Save, killed at the rename number `before`; returns how many renames were tried."""
+    renames = 0
+    rename = os.replace
+
+    def rename_or_die(source: Path, target: Path) -> None:
+        nonlocal renames
+        renames += 1
+        if renames == before:
+            raise Killed
+        rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", rename_or_die)
+        with contextlib.suppress(Killed):
+            state.save(directory)
+    return renames
+
+
+def parts(state: SamplerState) -> tuple[Any, dict[str, Any]]:
+    record, arrays = state.to_parts()
+    return record, {name: array.tolist() for name, array in arrays.items()}
+
+
+def test_arrays_of_another_save_are_refused(tmp_path: Path) -> None:
+    rig = partial_rig()
+    asyncio.run(run(rig, 0, 1))
+    state = rig.sampler.state()
+    state.save(tmp_path)
+    (arrays,) = tmp_path.glob("sampler-*.npz")
+    with numpy.load(arrays) as stored:
+        same_lengths = {name: stored[name] + 1 for name in stored.files}
+    numpy.savez(arrays, **same_lengths)
+    with pytest.raises(SamplerError, match=rf"was saved with {arrays.name}, whose content is that of sampler-\w+\.npz"):
+        SamplerState.load(tmp_path)
+    arrays.write_bytes(arrays.read_bytes()[:100])
+    with pytest.raises(SamplerError, match="cannot be read: BadZipFile"):
+        SamplerState.load(tmp_path)
+    arrays.unlink()
+    with pytest.raises(SamplerError, match="cannot be read: FileNotFoundError"):
         SamplerState.load(tmp_path)
 
 

@@ -31,12 +31,12 @@ def fly(waiting: Waiting, *names: str) -> list[Flight]:
 
 
 def taken(waiting: Waiting, engine: Engine, count: int) -> list[str]:
-    flights = [waiting.take(engine) for _ in range(count)]
+    flights = [waiting.take(engine, [engine]) for _ in range(count)]
     return [flight.request.request_id for flight in flights if flight is not None]
 
 
 def drained(waiting: Waiting, engine: Engine) -> Iterator[str]:
-    while (flight := waiting.take(engine)) is not None:
+    while (flight := waiting.take(engine, [engine])) is not None:
         yield flight.request.request_id
 
 
