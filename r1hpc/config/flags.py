@@ -15,7 +15,7 @@ class Kind(Enum):
     BUILT_IN = "satisfied by construction"
     NO_EFFECT = "accepted without effect"
     LATER = "to be done by"
-    """Loaded, checked and planned with; the part of r1hpc that acts on it is not written yet."""
+    """Loaded, checked and planned with; what does it takes the value as an argument, which its caller has to give."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,11 @@ class Flag:
 
 
 _DONE, _BUILT_IN, _NO_EFFECT, _LATER = Kind
-_ROLLOUT, _DATA, _REWARDS, _LOOP = "the rollout engine", "the data source", "the rewards", "the training loop"
+_LOOP = "the training loop (r1hpc/loop.py)"
+_ROW = "tests/data/test_record.py::test_a_row_that_is_a_prompt"
+_REFERENCE = "tests/rollout/test_sampler_reference.py::test_rollouts_without_recycling_equal_the_reference"
+_ENGINE = "tests/rollout/test_engine_args.py::test_the_command_of_every_process_of_both_engines_of_r1"
+_ENGINE_ARGS = "r1hpc.rollout.engine_args:server_arguments"
 _RULES = "tests/config/test_rules.py::test_a_broken_rule_is_told_with_its_numbers"
 _R1_YAML = "tests/config/test_shipped_configs.py::test_r1_yaml_is_the_recipe"
 _OLDER = "tests/config/test_older_names.py::test_the_recipes_older_flags_mean_todays_values"
@@ -94,76 +98,122 @@ _CKPT_ARGS = (
     ),
     Flag(
         *("save-interval", "20", "ckpt.save_interval", _LATER),
-        f"{_LOOP}, together with ckpt.save_minutes and the clock of the allocation",
+        f"{_LOOP}: it decides when to save, together with ckpt.save_minutes and the clock of the allocation",
         ("r1hpc.plan.storage:make_storage",),
     ),
 )
 
 _ROLLOUT_ARGS = (
     Flag(
-        *("prompt-data", "/root/dapo-math-17k/dapo-math-17k.jsonl", "rollout.prompt_data", _LATER),
-        f"{_DATA}; jsonl or parquet, also a slice path@[a:b]",
-        ("r1hpc.plan.batches:make_batches",),
-        (f"{_A0}::test_prompts_and_epochs",),
-    ),
-    Flag("input-key", "prompt", "rollout.input_key", _LATER, _DATA),
-    Flag("label-key", "label", "rollout.label_key", _LATER, _DATA, refused=("rollout.label_key=null",)),
-    Flag("apply-chat-template", "", "rollout.apply_chat_template", _LATER, _DATA),
-    Flag(
-        *("rollout-shuffle", "", "rollout.rollout_shuffle", _LATER),
-        f"{_DATA}: the order is a pure function of (rollout_seed, epoch)",
+        *("prompt-data", "/root/dapo-math-17k/dapo-math-17k.jsonl", "rollout.prompt_data", _DONE),
+        "jsonl or parquet, also a slice path@[a:b]; every line is checked at the start",
+        ("r1hpc.data.prompts:open_prompts", "r1hpc.data.files:open_rows", "r1hpc.plan.batches:make_batches"),
+        (
+            f"{_A0}::test_prompts_and_epochs",
+            "tests/data/test_files.py::test_slices",
+            "tests/data/test_prompts.py::test_the_configuration_decides",
+        ),
     ),
     Flag(
-        *("rm-type", "deepscaler", "rollout.rm_type", _LATER),
-        f"{_REWARDS}, in processes that can be killed",
-        refused=("rollout.rm_type=null", "rollout.custom_rm_path=my.reward"),
+        *("input-key", "prompt", "rollout.input_key", _DONE),
+        "the prompt of a line; a line without it is counted as bad",
+        ("r1hpc.data.record:RecordFormat",),
+        (_ROW, "tests/data/test_dataset.py::test_a_wrong_key_names_the_keys_that_are_there"),
+    ),
+    Flag(
+        *("label-key", "label", "rollout.label_key", _DONE),
+        "what the reward compares with, text or a number; a line without it is counted as bad",
+        ("r1hpc.data.record:RecordFormat", "r1hpc.rollout.grading:Grader"),
+        (_ROW, "tests/data/test_dataset.py::test_a_prompt_carries_what_its_row_says"),
+        ("rollout.label_key=null",),
+    ),
+    Flag(
+        *("apply-chat-template", "", "rollout.apply_chat_template", _DONE),
+        "a text becomes one message of a user, the template begins the answer, and no special token is added again",
+        ("r1hpc.data.template:PromptEncoder",),
+        ("tests/data/test_template.py::test_a_text_becomes_the_message_of_a_user_and_the_answer_is_begun",),
+    ),
+    Flag(
+        *("rollout-shuffle", "", "rollout.rollout_shuffle", _DONE),
+        "each epoch is a permutation of the file, a pure function of (rollout_seed, epoch)",
+        ("r1hpc.data.order:epoch_order", "r1hpc.data.prompts:PromptSource"),
+        (
+            "tests/data/test_order.py::test_an_order_has_every_place_once_and_is_pure",
+            "tests/data/test_prompts.py::test_each_prompt_comes_once_an_epoch",
+        ),
+    ),
+    Flag(
+        *("rm-type", "deepscaler", "rollout.rm_type", _DONE),
+        "graded in processes that can be killed; rm_type in a line's metadata takes its place for that line",
+        ("r1hpc.rollout.grading:Grader", "r1hpc.rewards.kinds:grader_of", "r1hpc.rewards.pool:RewardPool"),
+        (
+            "tests/rewards/test_deepscaler.py::test_answer_gets_the_reward_of_the_table",
+            "tests/rewards/test_pool.py::test_metadata_overrides_a_built_in_kind_by_another",
+        ),
+        ("rollout.rm_type=null", "rollout.custom_rm_path=my.reward"),
     ),
     Flag(
         *("num-rollout", "3000", "rollout.num_rollout", _LATER),
-        f"{_LOOP}: the absolute end, so that a resumed run goes on to the same one",
-        ("r1hpc.plan.batches:make_batches",),
+        f"{_LOOP}: it ends after this many, absolute, so that a resumed run goes on to the same end; the schedule of "
+        "the learning rate counts with it already",
+        ("r1hpc.plan.batches:make_batches", "r1hpc.train.settings:TrainerConfig"),
         (f"{_A0}::test_samples_and_steps",),
     ),
     Flag(
-        *("rollout-batch-size", "128", "rollout.rollout_batch_size", _LATER),
-        f"{_ROLLOUT}: prompts kept",
-        ("r1hpc.plan.batches:make_batches",),
-        (f"{_A0}::test_samples_and_steps",),
+        *("rollout-batch-size", "128", "rollout.rollout_batch_size", _DONE),
+        "prompts kept: the rollout ends with so many groups, and the rest is aborted",
+        ("r1hpc.rollout.sampler:Sampler", "r1hpc.rollout.oversampling:OverSampling", "r1hpc.plan.batches:make_batches"),
+        (f"{_A0}::test_samples_and_steps", _REFERENCE),
     ),
     Flag(
         *("n-samples-per-prompt", "8", "rollout.n_samples_per_prompt", _DONE),
         "one group; advantages are centred by group_index, so groups of other sizes are right too",
-        ("r1hpc.train.grpo:group_advantages",),
-        ("tests/train/test_grpo_advantages.py::test_interleaved_groups_of_unequal_sizes_never_mix",),
+        ("r1hpc.rollout.sampler:Sampler", "r1hpc.train.grpo:group_advantages"),
+        ("tests/train/test_grpo_advantages.py::test_interleaved_groups_of_unequal_sizes_never_mix", _REFERENCE),
         ("rollout.n_samples_per_prompt=1",),
     ),
     Flag(
-        *("rollout-max-response-len", "32768", "rollout.rollout_max_response_len", _LATER),
-        f"{_ROLLOUT}; the plan counts with its longest sample",
-        ("r1hpc.plan.engine_problems:engine_problems",),
+        *("rollout-max-response-len", "32768", "rollout.rollout_max_response_len", _DONE),
+        "tokens generated at most; a response that goes on has what is left of them. The plan counts with the longest "
+        "sample",
+        (
+            "r1hpc.rollout.sampler:Sampler",
+            "r1hpc.rollout.protocol:Request",
+            "r1hpc.plan.engine_problems:engine_problems",
+        ),
+        (
+            "tests/rollout/test_sampler_recycling.py"
+            "::test_a_partial_group_goes_on_with_the_tokens_that_are_left_of_its_limit",
+        ),
     ),
     Flag(
         *("rollout-temperature", "0.8", "rollout.rollout_temperature", _DONE),
-        "every log-prob and entropy of the trainer divides the logits by it; the rollout engine samples with it",
-        ("r1hpc.train.logprobs:token_logprobs", "r1hpc.train.passes:Passes"),
+        "every log-prob and entropy of the trainer divides the logits by it; the engines sample with it, and their "
+        "log-probs have it",
+        ("r1hpc.rollout.sampler:Sampler", "r1hpc.train.logprobs:token_logprobs", "r1hpc.train.passes:Passes"),
         (
+            "tests/rollout/test_engine_parity.py::test_logprobs_are_those_of_the_distribution_that_was_sampled_from",
             "tests/train/test_logprobs.py::test_equals_log_softmax_of_all_logits_whatever_the_shards_chunks_and_temperature",
         ),
     ),
     Flag(
-        *("over-sampling-batch-size", "256", "rollout.over_sampling_batch_size", _LATER),
-        f"{_ROLLOUT}: prompts of one wave",
-        ("r1hpc.plan.batches:make_batches",),
-        (f"{_A0}::test_client_concurrency_is_one_wave",),
+        *("over-sampling-batch-size", "256", "rollout.over_sampling_batch_size", _DONE),
+        "prompts of one wave; another one follows when so many were rejected that too few are left to be kept",
+        ("r1hpc.rollout.sampler:Sampler", "r1hpc.rollout.oversampling:OverSampling", "r1hpc.plan.batches:make_batches"),
+        (f"{_A0}::test_client_concurrency_is_one_wave", _REFERENCE),
         ("rollout.over_sampling_batch_size=127",),
     ),
     Flag(
         "dynamic-sampling-filter-path",
         "slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std",
         *("rollout.dynamic_sampling_filter_path", _LATER),
-        f"{_ROLLOUT}; this path is read as r1hpc.rollout.filters.check_reward_nonzero_std, with a notice",
-        ("r1hpc.config.aliases:VALUE_ALIASES",),
-        ("tests/config/test_older_names.py::test_the_recipes_filter_path_is_ours",),
+        f"{_LOOP}: it gives GroupFilter.of the configuration to the sampler. This path is read as "
+        "r1hpc.rollout.filters.check_reward_nonzero_std, with a notice",
+        ("r1hpc.config.aliases:VALUE_ALIASES", "r1hpc.rollout.filters:GroupFilter"),
+        (
+            "tests/config/test_older_names.py::test_the_recipes_filter_path_is_ours",
+            "tests/rollout/test_filters.py::test_groups_of_equal_rewards_are_rejected",
+        ),
     ),
     Flag(
         *("num-steps-per-rollout", "4", "rollout.num_steps_per_rollout", _DONE),
@@ -370,63 +420,77 @@ _OPTIMIZER_ARGS = (
 _SGLANG_ARGS = (
     Flag(
         *("rollout-num-gpus-per-engine", "64", "sglang.rollout_num_gpus_per_engine", _LATER),
-        f"{_ROLLOUT}: SGLang's tp_size",
-        ("r1hpc.plan.engine:make_engine",),
-        (f"{_A0}::test_two_engines_cover_two_stages_each",),
+        f"{_LOOP}: it places the engines with it; each process then gets it as SGLang's tp_size",
+        ("r1hpc.rollout.placement:place_engines", _ENGINE_ARGS, "r1hpc.plan.engine:make_engine"),
+        (f"{_A0}::test_two_engines_cover_two_stages_each", _ENGINE),
         ("sglang.tp_size=64",),
     ),
     Flag(
-        *("sglang-mem-fraction-static", "0.5", "sglang.mem_fraction_static", _LATER),
-        _ROLLOUT,
-        ("r1hpc.plan.engine:static_bytes",),
-        (f"{_A0}::test_kv_capacity",),
+        *("sglang-mem-fraction-static", "0.5", "sglang.mem_fraction_static", _DONE),
+        "SGLang's argument; the plan counts with it",
+        (_ENGINE_ARGS, "r1hpc.plan.engine:static_bytes"),
+        (f"{_A0}::test_kv_capacity", _ENGINE),
     ),
     Flag(
-        *("sglang-enable-ep-moe", "", "sglang.enable_ep_moe", _LATER),
-        f"{_ROLLOUT}: an older name, read as sglang.ep_size = rollout_num_gpus_per_engine, with a notice",
-        ("r1hpc.config.aliases:ALIASES", "r1hpc.plan.engine_weights:engine_grid"),
-        (_OLDER,),
+        *("sglang-enable-ep-moe", "", "sglang.enable_ep_moe", _DONE),
+        "an older name, read as sglang.ep_size = rollout_num_gpus_per_engine, with a notice",
+        ("r1hpc.config.aliases:ALIASES", _ENGINE_ARGS, "r1hpc.plan.engine_weights:engine_grid"),
+        (_OLDER, _ENGINE),
     ),
     Flag(
-        *("sglang-enable-dp-attention", "", "sglang.enable_dp_attention", _LATER),
-        _ROLLOUT,
-        ("r1hpc.plan.engine_weights:engine_grid",),
-        (_RULES,),
+        *("sglang-enable-dp-attention", "", "sglang.enable_dp_attention", _DONE),
+        "SGLang's argument (its name of 0.5.22 where that is installed); samples of a prompt go to one attention rank",
+        (_ENGINE_ARGS, "r1hpc.plan.engine_weights:engine_grid"),
+        (_RULES, _ENGINE),
         ("sglang.enable_dp_attention=false",),
     ),
     Flag(
-        *("sglang-dp-size", "8", "sglang.dp_size", _LATER),
-        _ROLLOUT,
-        ("r1hpc.plan.engine_weights:engine_grid",),
-        (_RULES,),
+        *("sglang-dp-size", "8", "sglang.dp_size", _DONE),
+        "attention ranks of an engine",
+        (_ENGINE_ARGS, "r1hpc.plan.engine_weights:engine_grid"),
+        (_RULES, _ENGINE),
         ("sglang.dp_size=7",),
     ),
     Flag(
-        *("sglang-moe-dense-tp-size", "1", "sglang.moe_dense_tp_size", _LATER),
-        f"{_ROLLOUT}: dense layers whole on each GPU",
-        ("r1hpc.plan.engine_weights:engine_weights",),
-        (_RULES,),
+        *("sglang-moe-dense-tp-size", "1", "sglang.moe_dense_tp_size", _DONE),
+        "dense layers whole on each GPU",
+        (_ENGINE_ARGS, "r1hpc.plan.engine_weights:engine_weights"),
+        (_RULES, _ENGINE),
         ("sglang.moe_dense_tp_size=2",),
     ),
     Flag(
-        *("sglang-enable-dp-lm-head", "", "sglang.enable_dp_lm_head", _LATER),
-        _ROLLOUT,
-        ("r1hpc.plan.engine_weights:engine_weights",),
-        ("tests/plan/test_engine.py::test_the_head_is_spread_over_the_engine_without_dp_lm_head",),
+        *("sglang-enable-dp-lm-head", "", "sglang.enable_dp_lm_head", _DONE),
+        "the head whole on each attention rank",
+        (_ENGINE_ARGS, "r1hpc.plan.engine_weights:engine_weights"),
+        ("tests/plan/test_engine.py::test_the_head_is_spread_over_the_engine_without_dp_lm_head", _ENGINE),
     ),
-    Flag("sglang-disable-radix-cache", "", "sglang.disable_radix_cache", _LATER, _ROLLOUT),
     Flag(
-        *("sglang-enable-deepep-moe", "", "sglang.enable_deepep_moe", _LATER),
-        f"{_ROLLOUT}: an older name, read as sglang.moe_a2a_backend = deepep, with a notice",
-        ("r1hpc.config.aliases:ALIASES",),
-        (_OLDER,),
+        *("sglang-disable-radix-cache", "", "sglang.disable_radix_cache", _DONE),
+        "SGLang's argument",
+        (_ENGINE_ARGS,),
+        (_ENGINE,),
     ),
-    Flag("sglang-deepep-mode", "auto", "sglang.deepep_mode", _LATER, _ROLLOUT, refused=("sglang.deepep_mode=slow",)),
+    Flag(
+        *("sglang-enable-deepep-moe", "", "sglang.enable_deepep_moe", _DONE),
+        "an older name, read as sglang.moe_a2a_backend = deepep, with a notice",
+        ("r1hpc.config.aliases:ALIASES", _ENGINE_ARGS),
+        (_OLDER, _ENGINE),
+    ),
+    Flag(
+        *("sglang-deepep-mode", "auto", "sglang.deepep_mode", _DONE),
+        "SGLang's argument, given with moe_a2a_backend = deepep",
+        (_ENGINE_ARGS,),
+        (_ENGINE,),
+        ("sglang.deepep_mode=slow",),
+    ),
     Flag(
         *("sglang-server-concurrency", "1024", "sglang.server_concurrency", _LATER),
-        f"{_ROLLOUT}: requests in flight per engine, kept by the client",
-        ("r1hpc.plan.batches:make_batches",),
-        (f"{_A0}::test_client_concurrency_is_one_wave",),
+        f"{_LOOP}: it makes the client of each engine with it, which keeps to so many requests in flight",
+        ("r1hpc.rollout.client:EngineClient", "r1hpc.plan.batches:make_batches"),
+        (
+            f"{_A0}::test_client_concurrency_is_one_wave",
+            "tests/rollout/test_client.py::test_no_more_than_the_concurrency_are_in_flight",
+        ),
     ),
 )
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import numpy
 import xxhash
 from numpy.typing import NDArray
 
 from r1hpc.config.base import split_slice
-from r1hpc.config.training import RolloutConfig
+from r1hpc.config.training import RewardType, RolloutConfig
 from r1hpc.data.errors import DataError
 from r1hpc.data.files import open_rows, slice_rows
 from r1hpc.data.left_out import MAX_BAD_SHARE, LeftOut
@@ -37,6 +38,8 @@ class DataSettings:
     apply_chat_template: bool = False
     max_prompt_len: int | None = None
     """Tokens; longer prompts are counted and left out."""
+    rewards: tuple[str, ...] | None = None
+    """What a row may name as its own reward; None where it is not read."""
     max_bad_share: float = MAX_BAD_SHARE
 
     @classmethod
@@ -48,12 +51,14 @@ class DataSettings:
             label_key=rollout.label_key,
             apply_chat_template=rollout.apply_chat_template,
             max_prompt_len=rollout.rollout_max_prompt_len,
+            # A function of the user takes the place of all other rewards.
+            rewards=get_args(RewardType) if rollout.custom_rm_path is None else None,
         )
 
     @property
     def format(self) -> RecordFormat:
         """Where in a row things are."""
-        return RecordFormat(self.input_key, self.label_key, messages_allowed=self.apply_chat_template)
+        return RecordFormat(self.input_key, self.label_key, self.apply_chat_template, self.rewards)
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,12 @@ class PromptDataset:
         return lines
 
     def _record(self, value: dict[str, object] | RowError) -> Record:
-        assert not isinstance(value, RowError), "rows that cannot be read are not kept"
-        return self.settings.format.read(value)
+        try:
+            if isinstance(value, RowError):
+                raise value
+            return self.settings.format.read(value)
+        except RowError as error:  # such rows are not kept, so this one was another
+            raise DataError(f"{self.settings.prompt_data}: was changed while it was in use: a row {error}") from error
 
 
 def load_dataset(settings: DataSettings, encoder: PromptEncoder, *, say: Say, measure: bool = False) -> PromptDataset:

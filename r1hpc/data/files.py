@@ -14,10 +14,14 @@ from r1hpc.data.rows import Rows, open_file
 _PARQUET = b"PAR1"
 _NOT_PROMPTS = {
     b"\x1f\x8b": "is compressed with gzip: unpack it (gunzip)",
+    b"BZh": "is compressed with bzip2: unpack it (bunzip2)",
+    b"\xfd7zXZ": "is compressed with xz: unpack it (unxz)",
+    b"PK\x03\x04": "is a zip archive: unpack it (unzip)",
     b"\x28\xb5\x2f\xfd": "is compressed with zstandard: unpack it (unzstd)",
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it stands for: fetch that (git lfs pull)",
     b"\xff\xfe": "is UTF-16: write it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
     b"\xfe\xff": "is UTF-16: write it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
+    b"[": "begins with a JSON list; a prompt file holds one object a line (jq -c '.[]' FILE > FILE.jsonl)",
 }
 """First bytes of files that people give by mistake, and what to do."""
 

@@ -40,7 +40,10 @@ class ParquetRows:
     def read(self, rows: Sequence[int] | NDArray[numpy.int64]) -> Iterator[dict[str, Any] | RowError]:
         """These rows, in this order."""
         for row in rows:
-            yield self._table.slice(int(row), 1).to_pylist()[0]
+            try:
+                yield self._table.slice(int(row), 1).to_pylist()[0]
+            except ValueError as error:  # a text that is not UTF-8, a time that Python does not have
+                yield RowError("cannot be read", str(error))
 
     def place(self, row: int) -> str:
         """`row 17`, from 0 as pandas counts."""

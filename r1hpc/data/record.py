@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +11,9 @@ from typing import Any
 from r1hpc.data.rows import RowError, json_kind
 
 METADATA_KEY = "metadata"
-"""Key of an object that rewards get with the response; `rm_type` in it overrides the configured reward."""
+"""Key of an object that rewards get with the response."""
+REWARD_KEY = "rm_type"
+"""Key in the metadata that overrides the configured reward."""
 TOOLS_KEY = "tools"
 """Key of a list of tools for the chat template."""
 
@@ -35,10 +39,12 @@ class RecordFormat:
     label_key: str | None
     messages_allowed: bool
     """Whether a chat template turns messages into text."""
+    rewards: tuple[str, ...] | None = None
+    """What `rm_type` of the metadata may be; None where nothing reads it."""
 
     def read(self, row: Mapping[str, Any]) -> Record:
         """The row as a prompt. Raises RowError."""
-        return Record(self._prompt(row), self._label(row), _metadata(row), _tools(row))
+        return Record(self._prompt(row), self._label(row), self._metadata(row), _tools(row))
 
     def _prompt(self, row: Mapping[str, Any]) -> str | Sequence[Message]:
         value = _value(row, self.input_key)
@@ -68,22 +74,30 @@ class RecordFormat:
         if isinstance(value, str) and not value.strip():
             # No answer equals it: all its samples would get 0, at the cost of a whole group.
             raise RowError(f"label {self.label_key!r} is empty")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RowError(f"label {self.label_key!r} is no finite number", str(value))
         return _checked_text(str(value), self.label_key)
+
+    def _metadata(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        value = row.get(METADATA_KEY)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise RowError(f"{METADATA_KEY!r} is {json_kind(value)}", "it must be an object")
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as error:  # parquet has times and bytes
+            raise RowError(f"{METADATA_KEY!r} cannot be written as JSON", str(error)) from error
+        reward = value.get(REWARD_KEY)
+        if self.rewards is not None and reward is not None and reward not in self.rewards:
+            raise RowError(f"{REWARD_KEY!r} is no reward", f"{reward!r}; there are {', '.join(self.rewards)}")
+        return value
 
 
 def _value(row: Mapping[str, Any], key: str) -> Any:
     if key not in row:
         raise RowError(f"has no key {key!r}", f"its keys: {', '.join(map(repr, row)) or 'none'}")
     return row[key]
-
-
-def _metadata(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    value = row.get(METADATA_KEY)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise RowError(f"{METADATA_KEY!r} is {json_kind(value)}", "it must be an object")
-    return value
 
 
 def _tools(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | None:

@@ -38,7 +38,7 @@ def histogram(lengths: NDArray[numpy.int32]) -> list[tuple[int, int, int]]:
 def prompt_report(prompt: Prompt, place: str, text: str) -> Iterator[str]:
     """One prompt as the engine is given it, in lines."""
     label = "no label" if prompt.label is None else f"label {visible(prompt.label)}"
-    kind = f", rm_type {prompt.metadata['rm_type']}" if "rm_type" in prompt.metadata else ""
+    kind = f", rm_type {prompt.metadata['rm_type']}" if prompt.metadata.get("rm_type") else ""
     yield f"prompt {prompt.index} ({place}): {len(prompt.tokens):,} tokens, {label}{kind}"
     yield f"  first tokens: {' '.join(map(str, prompt.tokens[:8].tolist()))}"
     for line in _shortened(text).split("\n"):

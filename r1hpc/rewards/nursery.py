@@ -13,15 +13,19 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 from r1hpc.rewards.custom import load_custom
 from r1hpc.rewards.frames import Message, pack, unpack
 from r1hpc.rewards.kinds import grader_of, is_custom
 from r1hpc.rewards.request import RewardError
-from r1hpc.rewards.worker import die_with_parent, limit_memory, serve
+from r1hpc.rewards.worker import die_with_parent, limit_memory, outlive_signals_to_all, serve
 
 MAX_PACKET_BYTES = 2**17
+_PARENT_ENDED = signal.SIGRTMIN + 3
+"""One that nothing else sends."""
 _WARM_UP = (
     (r"\boxed{\frac{1}{2}}", "0.5"),
     (r"\boxed{2x+x^2+\sqrt{8}}", r"x(x+2)+2\sqrt2"),
@@ -54,7 +58,7 @@ class Nursery:
 
     def end_all(self) -> None:
         for pid in self._pids.values():
-            os.kill(pid, signal.SIGKILL)
+            _kill(pid)
         for pid in self._pids.values():
             os.waitpid(pid, 0)
 
@@ -69,7 +73,7 @@ class Nursery:
             self._fork(number, descriptors[0], memory_mb)
         elif number in self._pids:  # it may have died of itself meanwhile
             if order["do"] == "kill":
-                os.kill(self._pids[number], signal.SIGKILL)
+                _kill(self._pids[number])
             else:
                 os.setpriority(os.PRIO_PROCESS, self._pids[number], order["nice"])
         return True
@@ -79,6 +83,7 @@ class Nursery:
         pid = os.fork()
         if pid == 0:
             self._become_worker(nursery, descriptor, memory_mb)
+        os.setpgid(pid, pid)  # here too: it may be killed before it has run
         os.close(descriptor)
         self._pids[number] = pid
         self._handles[number] = os.pidfd_open(pid)
@@ -87,6 +92,8 @@ class Nursery:
     def _become_worker(self, nursery: int, descriptor: int, memory_mb: int) -> None:
         """In the fork: grade, then leave; never returns."""
         try:
+            os.setpgid(0, 0)
+            outlive_signals_to_all()
             die_with_parent(nursery)
             self._selector.close()
             self._control.close()
@@ -96,15 +103,18 @@ class Nursery:
                 limit_memory(memory_mb)
                 serve(channel)
         except ConnectionError:
-            pass  # the pool hung up in the middle of an answer
-        finally:
-            # Never back into the nursery's code: this is its fork.
-            os._exit(0)
+            os._exit(0)  # the pool hung up in the middle of an answer
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        # Never back into the nursery's code: this is its fork.
+        os._exit(0)
 
     def _reap(self, number: int) -> None:
         handle = self._handles.pop(number)
         self._selector.unregister(handle)
         os.close(handle)
+        _kill(self._pids[number])
         _, status = os.waitpid(self._pids.pop(number), 0)
         self._control.send(pack({"exited": number, "status": os.waitstatus_to_exitcode(status)}))
 
@@ -113,10 +123,15 @@ def main(arguments: Sequence[str]) -> None:
     """Import, say so, serve, leave nothing behind."""
     parent, descriptor = map(int, arguments)
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the pool hears it and ends us
     with socket.socket(fileno=descriptor) as control:
+        outlive_signals_to_all()
         orders = unpack(control.recv(MAX_PACKET_BYTES))
-        control.send(pack(_import(orders["kinds"])))
+        ready = pack(_import(orders["kinds"]))
+        outlive_signals_to_all()  # again: what was imported may have its own handlers
+        # No longer SIGKILL: what functions of the user have started is ended too.
+        signal.signal(_PARENT_ENDED, lambda *_: sys.exit(1))
+        die_with_parent(parent, _PARENT_ENDED)
+        control.send(ready)
         nursery = Nursery(control)
         try:
             nursery.run(orders["memory_mb"])
@@ -124,6 +139,12 @@ def main(arguments: Sequence[str]) -> None:
             pass  # the pool died
         finally:
             nursery.end_all()
+
+
+def _kill(worker: int) -> None:
+    """Kill a worker that was not reaped yet, and whatever a function of the user has started in it."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(worker, signal.SIGKILL)
 
 
 def _import(kinds: Sequence[str]) -> Message:

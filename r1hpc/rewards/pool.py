@@ -10,28 +10,31 @@ once a response.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from r1hpc.rewards.frames import Message
+from r1hpc.rewards.frames import frame
 from r1hpc.rewards.kinds import BUILT_IN, is_custom
 from r1hpc.rewards.request import Outcome, RewardError, RewardRequest, Score
-from r1hpc.rewards.workers import Answer, Worker, Workers
+from r1hpc.rewards.tally import Tally
+from r1hpc.rewards.worker_end import Answer, Worker
+from r1hpc.rewards.workers import Workers
 
-_LOG = logging.getLogger(__name__)
 QUICK_S = 0.02
 _MAX_BATCH = 8
-_MIN_SCORED = 64
-_MAX_ERROR_SHARE = 0.5
+_MAX_CRASHES = 3
+"""Where memory is short the kernel kills workers whatever they are at, and a right answer must not get 0 for it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
-    question: Message
+    question: bytes
+    """A frame."""
+    custom: bool
     answer: asyncio.Future[Answer]
+    num_crashes: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,24 @@ class RewardPool:
         self._unanswered: set[asyncio.Future[Answer]] = set()
         self._lanes: list[asyncio.Task[None]] = []
         self._broken: str | None = "it was not started"
-        self.outcomes: Counter[Outcome] = Counter()
-        """Of all responses scored."""
+        self._workers: Workers | None = None
+        self._tally = Tally()
 
     async def start(self) -> None:
         """Start the processes; takes seconds, for sympy is imported. Raises RewardError if a kind does not load."""
         for kind in self._kinds:
             _check_kind(kind, self._kinds)
-        self._workers = Workers(self._kinds, self._memory_mb, num_idle=self._num_workers + 1)
-        await self._workers.start()
+        workers = Workers(self._kinds, self._memory_mb, num_idle=self._num_workers + 1)
+        try:
+            await workers.start()
+        except BaseException:  # cancelled too
+            await workers.close()
+            raise
+        self._workers = workers
         self._broken = None
-        self._workers.lost.add_done_callback(self._on_lost)
+        workers.lost.add_done_callback(self._on_lost)
         for lane in (self._run_quick, self._run_patient):
-            self._lanes += [asyncio.create_task(lane()) for _ in range(self._num_workers)]
+            self._lanes += [asyncio.create_task(lane(workers)) for _ in range(self._num_workers)]
         for task in self._lanes:
             task.add_done_callback(self._on_lane_ended)
 
@@ -95,7 +103,18 @@ class RewardPool:
         for lane in self._lanes:
             lane.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
-        await self._workers.close()
+        if self._workers is not None:
+            await self._workers.close()
+
+    @property
+    def outcomes(self) -> Counter[Outcome]:
+        """Of all responses scored."""
+        return self._tally.outcomes
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the process that workers are forked from died and was started again."""
+        return 0 if self._workers is None else self._workers.num_restarts
 
     async def __aenter__(self) -> RewardPool:
         await self.start()
@@ -113,8 +132,10 @@ class RewardPool:
         closed or has lost its processes, or a reward that fails for more than half of all responses.
         """
         kind = self._kind_of(request)
-        answer = await self._answer(_question(kind, [request], group=False), patient=is_custom(kind))
-        return self._count(_scores(answer, 1))[0]
+        answer = await self._answer(_question(kind, [request], group=False), is_custom(kind))
+        [score] = scores = _scores(answer, 1)
+        self._tally.add(scores, is_custom(kind))
+        return score
 
     async def score_group(self, requests: Sequence[RewardRequest]) -> list[Score]:
         """The rewards of all responses to one prompt, in order; a custom function is called once with all of them.
@@ -126,8 +147,10 @@ class RewardPool:
             raise RewardError(f"a group is of one prompt and has one reward; this one has {', '.join(sorted(kinds))}")
         if not any(map(is_custom, kinds)):
             return list(await asyncio.gather(*map(self.score, requests)))
-        answer = await self._answer(_question(kinds.pop(), requests, group=True), patient=True)
-        return self._count(_scores(answer, len(requests)))
+        answer = await self._answer(_question(kinds.pop(), requests, group=True), custom=True)
+        scores = _scores(answer, len(requests))
+        self._tally.add(scores, custom=True)
+        return scores
 
     def _kind_of(self, request: RewardRequest) -> str:
         kind = request.kind
@@ -138,24 +161,24 @@ class RewardPool:
             raise RewardError(f"the reward {kind} compares with a label and a prompt has none; see label_key")
         return kind
 
-    async def _answer(self, question: Message, patient: bool) -> Answer:
+    async def _answer(self, question: bytes, custom: bool) -> Answer:
         async with self._room:
             if self._broken is not None:
                 raise RewardError(f"the reward pool cannot grade: {self._broken}")
-            job = _Job(question, asyncio.get_running_loop().create_future())
+            job = _Job(question, custom, asyncio.get_running_loop().create_future())
             self._unanswered.add(job.answer)
             job.answer.add_done_callback(self._unanswered.discard)
-            if patient:
+            if custom:
                 self._slow.put_nowait(job)
             else:
                 self._quick.put_nowait(job)
             return await job.answer
 
-    async def _run_quick(self) -> None:
+    async def _run_quick(self, workers: Workers) -> None:
         jobs: list[_Job] = []
         while True:
             jobs = jobs or await self._next_jobs()
-            jobs = await self._try(jobs)
+            jobs = await self._try(jobs, workers)
 
     async def _next_jobs(self) -> list[_Job]:
         """What waits, up to a batch, but no more than this lane's share."""
@@ -164,11 +187,11 @@ class RewardPool:
         jobs += [self._quick.get_nowait() for _ in range(share - 1)]
         return [job for job in jobs if not job.answer.done()]  # their callers were cancelled
 
-    async def _try(self, jobs: Sequence[_Job]) -> list[_Job]:
+    async def _try(self, jobs: Sequence[_Job], workers: Workers) -> list[_Job]:
         """Grade a batch; returns those that were not reached because one before them is slow or ended the worker."""
         if not jobs:
             return []
-        batch = await self._begin(jobs)
+        batch = await _begin(jobs, workers)
         for begun in batch:
             if not begun.answer.done():
                 await asyncio.wait((begun.answer,), timeout=QUICK_S)
@@ -177,66 +200,56 @@ class RewardPool:
         worker = batch[0].worker
         unanswered = [begun for begun in batch if not self._finish(begun)]
         if unanswered and worker.alive:
-            self._postpone(unanswered.pop(0))
+            self._postpone(unanswered.pop(0), workers)
         else:
-            self._workers.give_back(worker)
+            workers.give_back(worker)
         return [begun.job for begun in unanswered]
 
-    def _postpone(self, begun: _Begun) -> None:
+    def _postpone(self, begun: _Begun, workers: Workers) -> None:
         """Move it to the patient lane: with its worker if there is a place, else to start anew later."""
         if self._slow.qsize() < self._num_patient_idle:
-            self._workers.set_aside(begun.worker)
+            workers.set_aside(begun.worker)
             self._slow.put_nowait(begun)
         else:
-            self._workers.end(begun.worker)
+            workers.end(begun.worker)
             self._slow.put_nowait(begun.job)
 
-    async def _run_patient(self) -> None:
+    async def _run_patient(self, workers: Workers) -> None:
         while True:
             self._num_patient_idle += 1
-            job = await self._slow.get()
+            waited = await self._slow.get()
             self._num_patient_idle -= 1
-            if isinstance(job, _Begun):
-                await self._see_through(job)
-            elif not job.answer.done():
-                [begun] = await self._begin([job])
-                await self._see_through(begun)
+            if isinstance(waited, _Begun):
+                await self._see_through(waited, workers)
+                waited = waited.job
+            # Again while there is no answer: the worker was killed, perhaps not for this job's fault.
+            while not waited.answer.done():
+                [begun] = await _begin([waited], workers)
+                await self._see_through(begun, workers)
 
-    async def _see_through(self, begun: _Begun) -> None:
+    async def _see_through(self, begun: _Begun, workers: Workers) -> None:
         """Give an answer the time up to its limit; its worker is not used again if it was set aside or is stuck."""
         left_s = begun.begun + self._timeout_s - asyncio.get_running_loop().time()
         await asyncio.wait((begun.answer,), timeout=max(left_s, 0.0))
         if not begun.answer.done():
             begun.answer.set_result(Answer("timeout", detail=f"no answer within {self._timeout_s:g} s"))
-        self._finish(begun)
-        if begun.answer.result().outcome == "graded" and is_custom(begun.job.question["kind"]):
-            self._workers.give_back(begun.worker)
+        if self._finish(begun) and begun.job.custom and begun.answer.result().outcome == "graded":
+            workers.give_back(begun.worker)
         else:
-            self._workers.end(begun.worker)
-
-    async def _begin(self, jobs: Sequence[_Job]) -> list[_Begun]:
-        worker = await self._workers.take()
-        answers = worker.ask([job.question for job in jobs])
-        now = asyncio.get_running_loop().time()
-        return [_Begun(job, worker, answer, now) for job, answer in zip(jobs, answers, strict=True)]
+            workers.end(begun.worker)
 
     def _finish(self, begun: _Begun) -> bool:
-        """Pass an answer on to who waits for it; False if there is none."""
+        """Pass an answer on to who waits for it; False if there is none, or the job is to be tried again."""
         if not begun.answer.done() or begun.answer.cancelled():
             return False
-        if not begun.job.answer.done():
-            begun.job.answer.set_result(begun.answer.result())
+        job, answer = begun.job, begun.answer.result()
+        if answer.outcome == "crashed" and not job.custom:
+            job.num_crashes += 1
+            if job.num_crashes < _MAX_CRASHES:
+                return False
+        if not job.answer.done():
+            job.answer.set_result(answer)
         return True
-
-    def _count(self, scores: list[Score]) -> list[Score]:
-        """Count the outcomes; a reward that mostly raises has a fault, and a run must not train on its zeros."""
-        self.outcomes.update(score.outcome for score in scores)
-        failed, total = self.outcomes["error"], self.outcomes.total()
-        if scores[0].outcome == "error":
-            _LOG.warning("reward function failed (%d of %d): %s", failed, total, scores[0].detail)
-            if total >= _MIN_SCORED and failed > _MAX_ERROR_SHARE * total:
-                raise RewardError(f"the reward function raised for {failed} of {total} responses:\n{scores[0].detail}")
-        return scores
 
     def _on_lost(self, lost: asyncio.Future[str]) -> None:
         if not lost.cancelled():
@@ -255,7 +268,7 @@ class RewardPool:
 
 
 def _check_kind(kind: str, made_for: Sequence[str]) -> None:
-    if kind in BUILT_IN or (is_custom(kind) and kind in made_for):
+    if kind in BUILT_IN or (kind in made_for and is_custom(kind)):
         return
     customs = [name for name in made_for if is_custom(name)]
     raise RewardError(
@@ -264,15 +277,27 @@ def _check_kind(kind: str, made_for: Sequence[str]) -> None:
     )
 
 
-def _question(kind: str, requests: Sequence[RewardRequest], group: bool) -> Message:
+def _question(kind: str, requests: Sequence[RewardRequest], group: bool) -> bytes:
     first = requests[0]
-    return {
+    question = {
         "kind": kind,
         "responses": [request.response for request in requests],
         "label": first.label,
         "metadata": dict(first.metadata) if is_custom(kind) else {},
         "group": group,
     }
+    try:
+        return frame(question)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RewardError(f"metadata of a prompt cannot be passed to {kind} as JSON: {error}") from error
+
+
+async def _begin(jobs: Sequence[_Job], workers: Workers) -> list[_Begun]:
+    """Have a worker grade them, one after the other."""
+    worker = await workers.take()
+    answers = worker.ask([job.question for job in jobs])
+    now = asyncio.get_running_loop().time()
+    return [_Begun(job, worker, answer, now) for job, answer in zip(jobs, answers, strict=True)]
 
 
 def _scores(answer: Answer, count: int) -> list[Score]:

@@ -9,6 +9,7 @@ import signal
 import socket
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from r1hpc.rewards.custom import call_custom, load_custom
 from r1hpc.rewards.frames import HEADER_BYTES, Message, body_bytes, frame, unpack
@@ -21,15 +22,31 @@ _OUT_OF_MEMORY = frame({"outcome": "memory", "values": [], "detail": ""})
 """Made beforehand: there may be no memory left to make it."""
 
 
-def die_with_parent(parent: int) -> None:
-    """Be killed when the thread that started this process ends; leave at once if it already has.
+def die_with_parent(parent: int, by: int = signal.SIGKILL) -> None:
+    """Get this signal when the thread that started this process ends; leave at once if it already has.
 
     parent: pid of the process that started this one.
     """
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, by) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         os._exit(1)
+
+
+def outlive_signals_to_all() -> None:
+    """Go on where Slurm or a terminal signals every process of a job: the owner of the pool decides what that means.
+
+    A handler and not SIG_IGN, which programs that a reward function starts would inherit; its forks end as usual.
+    """
+    process = os.getpid()
+
+    def ignore_unless_forked(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, ignore_unless_forked)
 
 
 def limit_memory(memory_mb: int) -> None:
@@ -43,10 +60,13 @@ def limit_memory(memory_mb: int) -> None:
 def serve(channel: socket.socket) -> None:
     """Say that it is there, then answer until the other end is closed, or memory has run out once."""
     channel.sendall(_READY)
+    worker = os.getpid()
     with channel.makefile("rb") as questions:
         while len(header := questions.read(HEADER_BYTES)) == HEADER_BYTES:
             try:
                 reply = frame(_grade(unpack(questions.read(body_bytes(header)))))
+                if os.getpid() != worker:
+                    os._exit(0)  # a function of the user forked and returned twice: its child must not answer too
             except MemoryError:
                 channel.sendall(_OUT_OF_MEMORY)
                 return  # the heap may be in pieces
@@ -58,7 +78,7 @@ def _grade(request: Message) -> Message:
         return {"outcome": "graded", "values": _values(request), "detail": ""}
     except MemoryError:
         raise
-    except (Exception, SystemExit) as error:  # SystemExit too: a user's function may end in sys.exit
+    except BaseException as error:  # a function of the user may end in sys.exit, or be cancelled by its own client
         lines = traceback.format_exception(error)
         return {"outcome": "error", "values": [], "detail": "".join(lines)[-_DETAIL_CHARACTERS:]}
 

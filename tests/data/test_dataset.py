@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy
 import pytest
 
+from r1hpc.config.training import RolloutConfig
 from r1hpc.data.dataset import DataSettings, PromptDataset, load_dataset
 from r1hpc.data.errors import DataError
 from r1hpc.data.progress import with_progress
@@ -144,3 +146,32 @@ def test_progress_says_rate_and_time_left() -> None:
     assert list(with_progress("abcd", 100, "reading", said.append, clock=lambda: next(now))) == list("abcd")
     # One item in 6 s leaves 99 * 6 s; three in 12 s leave 97 * 4 s.
     assert said == ["reading: 1 of 100, 0/s, 9.9 min left", "reading: 3 of 100, 0/s, 6.47 min left"]
+
+
+def test_a_reward_of_a_row_is_checked_unless_a_function_takes_its_place(
+    write_lines: WriteLines, raw: PromptEncoder
+) -> None:
+    path = write_lines({"prompt": "1+1?", "label": 2, "metadata": {"rm_type": "exakt"}})
+    fields: dict[str, Any] = {
+        "prompt_data": str(path),
+        "input_key": "prompt",
+        "label_key": "label",
+        "num_rollout": 1,
+        "rollout_batch_size": 1,
+        "rollout_max_response_len": 1,
+    }
+    built_in = DataSettings.of(RolloutConfig(**fields, rm_type="exact"))
+    with pytest.raises(DataError, match="line 1 'rm_type' is no reward: 'exakt'; there are deepscaler, math_verify"):
+        load_dataset(built_in, raw, say=print)
+    custom = DataSettings.of(RolloutConfig(**fields, custom_rm_path="my.reward"))
+    assert len(load_dataset(custom, raw, say=print)) == 1
+
+
+def test_a_row_that_is_no_prompt_any_more_is_a_changed_file(write_lines: WriteLines, raw: PromptEncoder) -> None:
+    path = write_lines({"prompt": "1+1?", "label": 2})
+    dataset = _load(path, raw)
+    stamp = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"prompt", b"tpmorp"))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as between the look at the time and the read
+    with pytest.raises(DataError, match="was changed while it was in use: a row has no key 'prompt'"):
+        dataset.prompts(numpy.array([0]), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from r1hpc.data.record import Record, RecordFormat
 from r1hpc.data.rows import RowError
 
-FORMAT = RecordFormat("prompt", "label", messages_allowed=True)
+FORMAT = RecordFormat("prompt", "label", messages_allowed=True, rewards=("deepscaler", "exact"))
 USER = {"role": "user", "content": "1+1?"}
 
 
@@ -49,6 +50,20 @@ def test_a_row_that_is_a_prompt(row: dict[str, Any], expected: Record) -> None:
         ({"prompt": "p", "label": True}, "label 'label' is true or false: a label is text or a number"),
         ({"prompt": "p", "label": ["2"]}, "label 'label' is a list: a label is text or a number"),
         ({"prompt": "p", "label": " "}, "label 'label' is empty"),
+        ({"prompt": "p", "label": float("nan")}, "label 'label' is no finite number: nan"),
+        ({"prompt": "p", "label": float("-inf")}, "label 'label' is no finite number: -inf"),
+        (
+            {"prompt": "p", "label": "2", "metadata": {"when": date(2026, 1, 1)}},
+            "'metadata' cannot be written as JSON: Object of type date is not JSON serializable",
+        ),
+        (
+            {"prompt": "p", "label": "2", "metadata": {"rm_type": "exakt"}},
+            "'rm_type' is no reward: 'exakt'; there are deepscaler, exact",
+        ),
+        (
+            {"prompt": "p", "label": "2", "metadata": {"rm_type": ["exact"]}},
+            "'rm_type' is no reward: ['exact']; there are deepscaler, exact",
+        ),
         ({"prompt": ["1+1?"], "label": "2"}, "a message is no object: message 1 of 'prompt' is text"),
         ({"prompt": [USER, {"content": "x"}], "label": "2"}, "a message has no role: message 2 of 'prompt'"),
         (
@@ -74,3 +89,8 @@ def test_messages_need_a_chat_template() -> None:
 def test_without_a_label_key_labels_are_not_looked_at() -> None:
     record_format = RecordFormat("prompt", None, messages_allowed=False)
     assert record_format.read({"prompt": "p", "label": ["anything"]}) == Record("p", None)
+
+
+def test_a_reward_that_nothing_reads_may_have_any_name() -> None:
+    unread = RecordFormat("prompt", "label", messages_allowed=True)
+    assert unread.read({"prompt": "p", "label": "2", "metadata": {"rm_type": "mine"}}).metadata == {"rm_type": "mine"}

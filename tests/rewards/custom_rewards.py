@@ -6,10 +6,14 @@ import asyncio
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy
 
 NOT_A_FUNCTION = 3
 
@@ -40,3 +44,36 @@ def misbehave(response: str, label: str | None, metadata: Mapping[str, Any]) -> 
     if response == "exit":
         sys.exit(3)
     return {"nan": math.nan, "none": None, "text": "1.0"}.get(response, 1.0)
+
+
+def fork(response: str, label: str | None, metadata: Mapping[str, Any]) -> Any:
+    """Start a process that would outlive the call, as the response says."""
+    if response == "return twice":
+        return float(os.fork() == 0)
+    child = subprocess.Popen(["sleep", "600"], start_new_session=False)
+    Path(metadata["pid_file"]).write_text(str(child.pid), encoding="ascii")
+    if response == "wait":
+        child.wait()
+    return 1.0
+
+
+def kill_parent(response: str, label: str | None, metadata: Mapping[str, Any]) -> float:
+    if response == "kill":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+    return 1.0
+
+
+def odd_number(response: str, label: str | None, metadata: Mapping[str, Any]) -> Any:
+    """The reward in an unusual type."""
+    print("a function may print")
+    if response == "cancelled":
+        raise asyncio.CancelledError
+    if response == "interrupted":
+        raise KeyboardInterrupt
+    return {"numpy": numpy.float32(0.5), "bool": True, "numpy bool": numpy.True_}[response]
+
+
+def slow_group(responses: list[str], label: str | None, metadata: Mapping[str, Any]) -> Any:
+    time.sleep(0.3)
+    return numpy.arange(len(responses), dtype=numpy.float32)

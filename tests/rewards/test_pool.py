@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from r1hpc.cluster.processes import descendants
@@ -22,7 +20,7 @@ HERE = "tests.rewards.custom_rewards"
 STUCK = r"</think>\boxed{(x+1)^9*(x+2)^9*(y+x+3)^9(x-y)^9(x+7y)^9(sqrt(x)+y)^9}"
 
 
-def math(response: str, label: str | None = "5", **metadata: str) -> RewardRequest:
+def math(response: str, label: str | None = "5", **metadata: object) -> RewardRequest:
     return RewardRequest(response, label, "deepscaler", metadata)
 
 
@@ -34,7 +32,7 @@ def stuck() -> RewardRequest:
     return math(STUCK, "x^9(y+1)")
 
 
-def custom(name: str, response: str, **metadata: int) -> RewardRequest:
+def custom(name: str, response: str, **metadata: object) -> RewardRequest:
     return RewardRequest(response, None, f"{HERE}.{name}", metadata)
 
 
@@ -111,7 +109,7 @@ def test_custom_function_is_killed_replaced_and_counted_whatever_it_does() -> No
 
 def test_function_that_mostly_raises_ends_the_run_instead_of_training_on_zeros() -> None:
     async def work(pool: RewardPool) -> None:
-        with pytest.raises(RewardError, match=r"(?s)raised for 64 of 64 responses.*no such answer"):
+        with pytest.raises(RewardError, match=r"(?s)failed for 64 of the last 64 responses.*no such answer"):
             for _ in range(64):
                 await pool.score(custom("misbehave", "raise"))
 
@@ -143,6 +141,8 @@ def test_metadata_overrides_a_built_in_kind_by_another() -> None:
         assert (await pool.score(math("5", rm_type="exact"))).value == 1.0
         with pytest.raises(RewardError, match=r"no reward is called 'os\.system'"):
             await pool.score(math("5", rm_type="os.system"))
+        with pytest.raises(RewardError, match="no reward is called 5"):
+            await pool.score(math("5", rm_type=5))
 
     with_pool(work)
 
@@ -197,20 +197,6 @@ def test_closing_gives_an_error_to_those_who_wait() -> None:
             await pool.score(right())
 
     asyncio.run(run())
-
-
-def test_killed_nursery_is_an_error_not_a_hang() -> None:
-    before = {child.pid for child in psutil.Process().children()}
-
-    async def work(pool: RewardPool) -> None:
-        waiting = asyncio.create_task(pool.score(stuck()))
-        await asyncio.sleep(0.1)
-        (nursery,) = {child.pid for child in psutil.Process().children()} - before
-        os.kill(nursery, signal.SIGKILL)
-        with pytest.raises(RewardError, match="forked from died"):
-            await asyncio.wait_for(waiting, 5.0)
-
-    with_pool(work, timeout_s=60.0)
 
 
 def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
