@@ -1,0 +1,1 @@
+"""What a run reports: one record an iteration, as a JSON line, for TensorBoard and on the console; and its curves."""
