@@ -1,4 +1,4 @@
-"""python -m r1hpc.checkpoint inspect|verify|export"""
+"""python -m r1hpc.checkpoint inspect|verify|export|commits"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from r1hpc.checkpoint.commits.commands import add_commands
 from r1hpc.checkpoint.export import run_export
 from r1hpc.checkpoint.export_plan import plan_export
 from r1hpc.checkpoint.findings import Scope
@@ -82,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--format", choices=("bf16", "fp8"), default="bf16", help="of the weights (default: bf16)")
     _add_workers(out)
     out.set_defaults(run=_export)
+
+    commits = commands.add_parser("commits", help="list, verify or prune the commits of a run")
+    add_commands(commits, _count, _add_workers)
     return parser
 
 

@@ -25,7 +25,8 @@ class CkptConfig(Section):
     ref_load: str | None = None
     """torch_dist directory of the frozen reference, written by the convert stage. --ref-load"""
     load: str | None = None
-    """Directory of this run's commits to resume from; null means `save`. --load"""
+    """Directory where the first attempt may start: commits of another run, or checkpoints with a tracker. A run that has
+    commits of its own in `save` goes on from those. --load"""
     save: str | None = None
     """Directory that commits go to; null means `checkpoints` in the run directory. --save"""
     save_interval: PositiveInt | None = None

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import r1hpc
+from r1hpc.cluster.requeue.ledger import unfinished
 from r1hpc.config import Config
 from r1hpc.config.dump import config_hash, dump_config
 from r1hpc.errors import SubmitError
 from r1hpc.plan import Plan, plan_to_json, render_plan
 from r1hpc.publish import publish_json, publish_text
 from r1hpc.rundir import RunDir
+from r1hpc.submit.stages import done_iterations
 
 _PATTERN_CHARACTERS = "%\\"
 """sbatch --output: % begins a pattern, and a backslash anywhere turns the patterns off."""
@@ -84,6 +86,8 @@ def prepare(
     if known and known["config_hash"] != digest:
         kept = _keep(directory, known["config_hash"])
         notices = (f"the science of this run has changed since its last submit; the old configuration is {kept}",)
+    if not again and (cut_off := unfinished(str(directory.root))) is not None:
+        notices = (*notices, f"{cut_off}; this submit goes on from the run's last commit")
     run_id = known.get("run_id") or f"{config.run.name}-{secrets.token_hex(3)}"
     record = {
         "run_id": run_id,
@@ -106,6 +110,10 @@ def prepare(
     publish_json(directory.run, record)
     if not again:
         directory.hold.unlink(missing_ok=True)
+        done = done_iterations(directory)
+        if done is not None and done < config.rollout.num_rollout:
+            directory.done.unlink()
+            notices = (*notices, f"the run was complete with {done} iterations; it goes on to num_rollout")
     return PreparedRun(directory, run_id, notices)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.config import Config
+from r1hpc.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,17 @@ def _convert_is_complete(config: Config) -> bool:
     return os.path.isfile(folder / name / ".metadata")
 
 
+def done_iterations(directory: RunDir) -> int | None:
+    """Iterations that DONE says are done; None where the run is not complete."""
+    return int(_recorded(directory.done).get("iterations", 0)) if directory.done.exists() else None
+
+
+def _train_is_complete(config: Config) -> bool:
+    """The loop has done as many iterations as are asked for now; asked for more, the run goes on."""
+    done = done_iterations(RunDir(Path(config.run.root) / config.run.name))
+    return done is not None and done >= config.rollout.num_rollout
+
+
 def foreign_source(stage: Stage, config: Config) -> str | None:
     """What a complete output says it was made from, where that is not what the configuration would make it from.
 
@@ -98,7 +110,7 @@ def _foreign(recorded: object, *expected: str | None) -> str | None:
 CAST = Stage("cast", "jobs.cast:CastTask", _cast_is_complete, lambda config: config.ckpt.bf16_checkpoint)
 CONVERT = Stage("convert", "jobs.convert:ConvertTask", _convert_is_complete, lambda config: config.ckpt.ref_load)
 PREFLIGHT = Stage("preflight", "jobs.train:NodeAgent", lambda config: False, lambda config: None)
-TRAIN = Stage("train", "jobs.train:NodeAgent", lambda config: False, lambda config: config.ckpt.save)
+TRAIN = Stage("train", "jobs.train:NodeAgent", _train_is_complete, lambda config: config.ckpt.save)
 
 PIPELINE = (CAST, CONVERT, TRAIN)
 """What `submit` runs when no stage is named."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc.cluster.requeue import REQUEUE, Decision
+from r1hpc.cluster.requeue.ledger import close_record, mark_carried_out
 from r1hpc.config import Config, load_config
 from r1hpc.config.dump import config_hash, dump_config
 from r1hpc.errors import SubmitError
@@ -18,6 +20,7 @@ from r1hpc.plan import Plan
 from r1hpc.plan.plan_for import plan_for
 from r1hpc.submit.parameters import HOME
 from r1hpc.submit.prepare import prepare, run_directory
+from r1hpc.submit.stages import TRAIN
 
 
 def _load(root: Path, *overrides: str) -> tuple[Config, Plan]:
@@ -109,3 +112,36 @@ def test_a_run_root_that_slurm_would_read_as_a_pattern_is_refused(tmp_path: Path
     config, _ = _load(tmp_path / name)
     with pytest.raises(SubmitError, match=r"run\.root = .*: [%\\]+ has a meaning in Slurm's file name patterns"):
         run_directory(config)
+
+
+def test_a_submit_says_that_the_last_attempt_never_came_to_its_requeue(tmp_path: Path) -> None:
+    config, plan = _load(tmp_path)
+    prepared = prepare(config, plan, "requeue")
+    assert prepared.notices == ()
+    attempt = prepared.directory.attempt("7", 0).root
+    attempt.mkdir(parents=True)
+    (attempt / "begin.json").write_text(json.dumps({"job_id": "7", "restart": 0, "started": 1.0}), encoding="utf-8")
+    close_record(str(attempt), 1, Decision(REQUEUE, "crash", "the attempt failed"))
+    assert prepare(config, plan, "requeue", again=True).notices == ()
+    (notice,) = prepare(config, plan, "requeue").notices
+    assert notice == (
+        "attempt 7-r0 ended (crash: the attempt failed), and was cut off before its requeue was asked for; "
+        "this submit goes on from the run's last commit"
+    )
+    mark_carried_out(str(attempt), Decision(REQUEUE, "crash", "the attempt failed"))
+    assert prepare(config, plan, "requeue").notices == ()
+
+
+def test_a_complete_run_is_left_out_until_more_iterations_are_asked_for(tmp_path: Path) -> None:
+    config, plan = _load(tmp_path, "rollout.num_rollout=4")
+    run = prepare(config, plan, "requeue").directory
+    assert not TRAIN.is_complete(config)
+    run.done.write_text('{"iterations": 4}')
+    assert TRAIN.is_complete(config)
+    more, more_plan = _load(tmp_path, "rollout.num_rollout=6")
+    assert not TRAIN.is_complete(more)
+    prepare(more, more_plan, "requeue", again=True)
+    assert run.done.exists(), "a job that restarts must find what was done"
+    notices = prepare(more, more_plan, "requeue").notices
+    assert not run.done.exists()
+    assert "the run was complete with 4 iterations; it goes on to num_rollout" in notices

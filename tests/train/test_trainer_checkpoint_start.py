@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc.checkpoint.commit import Commits
 from r1hpc.config.training import CkptConfig
 from r1hpc.errors import CheckpointError
 from r1hpc.train.checkpoint.start import Found, Start, where_to_start
+from tests.checkpoint.saves import committed
 
 
 @pytest.fixture
@@ -81,10 +83,53 @@ def test_a_run_that_was_begun_fresh_resumes_its_own_checkpoints(save: Path) -> N
     assert begins(where_to_start(ckpt(fresh=True), save)) == (saved, 4, True)
 
 
-def test_load_is_looked_into_and_not_save(save: Path, tmp_path: Path) -> None:
-    checkpoint(save, "iter_0000003", "3")
+def test_load_is_where_the_first_attempt_starts(save: Path, tmp_path: Path) -> None:
     saved = checkpoint(tmp_path / "other", "iter_0000100", "100")
     assert begins(where_to_start(ckpt(tmp_path / "other"), save)) == (saved, 101, True)
+
+
+def test_a_requeued_run_goes_on_from_its_own_commits_whatever_load_says(save: Path, tmp_path: Path) -> None:
+    checkpoint(tmp_path / "other", "iter_0000100", "100")
+    committed(save, 3)
+    for load in (tmp_path / "other", tmp_path / "nowhere", save):
+        assert begins(where_to_start(ckpt(load), save)) == (save / "iter_0000003", 4, True)
+
+
+def test_the_commits_of_another_run_are_a_start(save: Path, tmp_path: Path) -> None:
+    committed(tmp_path / "other", 20, 40)
+    assert begins(where_to_start(ckpt(tmp_path / "other"), save)) == (tmp_path / "other/iter_0000040", 41, True)
+
+
+def test_a_commit_counts_more_than_a_tracker(save: Path) -> None:
+    checkpoint(save, "release", "release")
+    committed(save, 3)
+    assert begins(where_to_start(ckpt(), save)) == (save / "iter_0000003", 4, True)
+
+
+def test_a_damaged_commit_is_passed_over(save: Path) -> None:
+    committed(save, 3, 6)
+    (save / "iter_0000006/COMMITTED.json").unlink()
+    assert begins(where_to_start(ckpt(), save)) == (save / "iter_0000003", 4, True)
+
+
+def test_a_run_whose_commits_are_all_damaged_does_not_start_over(save: Path, tmp_path: Path) -> None:
+    committed(save, 3)
+    (save / "iter_0000003/__0_0.distcp").unlink()
+    committed(tmp_path / "other", 100)
+    for load in (None, tmp_path / "other"):
+        message = refusal(ckpt(load), save)
+        assert f"{save}: holds files (iter_0000003) but no checkpoint" in message
+        assert f"commits list {save} says what is wrong" in message
+    assert begins(where_to_start(ckpt(fresh=True), save)) == REFERENCE
+
+
+def test_what_a_killed_first_commit_left_is_a_first_run(save: Path) -> None:
+    commits = Commits(save, 2)
+    directory = commits.begin(0)
+    (save / f".{directory.name}.0a1b2c3d.saving").mkdir()
+    directory.mkdir()
+    assert len(list(save.iterdir())) == 3
+    assert begins(where_to_start(ckpt(), save)) == REFERENCE
 
 
 def test_files_without_a_checkpoint_are_refused_by_name(save: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a run begins: at the newest checkpoint of `load`, or at the reference; never by silence at the wrong one.
+"""Where a run begins: at its own newest commit, at what `load` holds, or at the reference; never by silence elsewhere.
 
 The reference implementation starts over from the reference, without a word, in a directory that it finds no tracker
 in; here that is refused.
@@ -7,10 +7,12 @@ in; here that is refused.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1hpc.checkpoint.commit import newest_commit
+from r1hpc.checkpoint.commits.names import is_bookkeeping
 from r1hpc.checkpoint.kind import Kind, kind_of
 from r1hpc.checkpoint.torch_dist import METADATA, TRACKER, resolve, why_unseen
 from r1hpc.config.training import CkptConfig
@@ -46,6 +48,13 @@ Newest = Callable[[Path], Found | None]
 """The newest checkpoint of a directory that exists; null where it has none."""
 
 
+def committed_or_tracked(directory: Path) -> Found | None:
+    """The newest valid commit; without any, what a tracker names: a conversion, or what Megatron itself saved."""
+    if (commit := newest_commit(directory)) is not None:
+        return Found(commit.directory, commit.iteration)
+    return tracked(directory)
+
+
 def tracked(directory: Path) -> Found | None:
     """The checkpoint that Megatron's tracker file names; null where there is no tracker.
 
@@ -58,57 +67,72 @@ def tracked(directory: Path) -> Found | None:
     return Found(found, iteration)
 
 
-def where_to_start(ckpt: CkptConfig, run_save: Path, newest: Newest = tracked) -> Start:
-    """What `load` says: the next rollout of its newest checkpoint, or rollout 0 of a release or of `ref_load`.
+def where_to_start(ckpt: CkptConfig, run_save: Path, newest: Newest = committed_or_tracked) -> Start:
+    """The rollout after the run's own newest commit; for its first attempt what `load` says, else `ref_load`.
 
-    run_save: where the run commits to, which `load` means by default. newest: how checkpoints are found; the rule is
-    the same for trackers and for commits. Reads directories, and changes nothing.
-    Raises CheckpointError where `load` holds files but no checkpoint (unless ckpt.fresh), is a Hugging Face checkpoint
-    or no directory, or where there is nothing to start from.
+    run_save: where the run commits to. newest: how checkpoints are found. Reads directories, and changes nothing.
+    Raises CheckpointError where either directory holds files but no checkpoint (unless ckpt.fresh), is a Hugging Face
+    checkpoint or no directory, or where there is nothing to start from.
     """
-    load = Path(ckpt.load) if ckpt.load is not None else run_save
-    entries = _entries(load)
-    found = newest(load) if entries else None
-    if found is not None and found.iteration is not None:
-        following = found.iteration + 1
-        return Start(found.directory, following, True, f"resuming {found.directory} at rollout {following}")
-    if found is not None:
-        return Start(found.directory, 0, False, f"starting at rollout 0 from the weights of {found.directory}")
-    if entries and not ckpt.fresh:
-        raise CheckpointError(_refusal(load, entries))
-    why = f"{load} {'has no checkpoint, and ckpt.fresh is set' if entries else 'is not there or empty'}"
+    reasons = []
+    for directory, option in _places(ckpt, run_save):
+        entries = _entries(directory, option)
+        found = newest(directory) if entries else None
+        if found is not None:
+            return _from(found)
+        if entries and not ckpt.fresh:
+            raise CheckpointError(_refusal(directory, entries, option))
+        reasons.append(
+            f"{directory} {'has no checkpoint, and ckpt.fresh is set' if entries else 'is not there or empty'}"
+        )
+    why = "; ".join(reasons)
     if ckpt.ref_load is None:
-        raise CheckpointError(f"{why}, and ckpt.ref_load is not set: nothing to start from; set ref_load")
+        raise CheckpointError(f"{why}; ckpt.ref_load is not set: nothing to start from; set ref_load")
     return Start(Path(ckpt.ref_load), 0, False, f"starting at rollout 0 from the reference {ckpt.ref_load}: {why}")
 
 
-def _entries(directory: Path) -> list[str]:
+def _places(ckpt: CkptConfig, run_save: Path) -> Iterator[tuple[Path, str]]:
+    """Where to look, in this order: were `load` first, a requeued run would begin again and again where it did."""
+    yield run_save, "ckpt.save"
+    if ckpt.load is not None and Path(ckpt.load) != run_save:
+        yield Path(ckpt.load), "ckpt.load"
+
+
+def _from(found: Found) -> Start:
+    if found.iteration is None:
+        return Start(found.directory, 0, False, f"starting at rollout 0 from the weights of {found.directory}")
+    following = found.iteration + 1
+    return Start(found.directory, following, True, f"resuming {found.directory} at rollout {following}")
+
+
+def _entries(directory: Path, option: str) -> list[str]:
     """Names in it, but for those that killed saves left: it was this run that was killed, and it begins again."""
     try:
-        return sorted(name for name in os.listdir(directory) if not is_staging(name))
+        names = os.listdir(directory)
+        return sorted(name for name in names if not is_staging(name) and not is_bookkeeping(name))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise CheckpointError(
-            f"{directory}: ckpt.load must be a directory of checkpoints{why_unseen(directory)} ({error.strerror})"
+            f"{directory}: {option} must be a directory of checkpoints{why_unseen(directory)} ({error.strerror})"
         ) from error
 
 
-def _refusal(load: Path, entries: list[str]) -> str:
+def _refusal(directory: Path, entries: list[str], option: str) -> str:
     if METADATA in entries:
         return (
-            f"{load}: is a checkpoint itself; ckpt.load must be the directory that it lies in, with {TRACKER}:"
-            f" {load.parent}?"
+            f"{directory}: is a checkpoint itself; {option} must be the directory that it lies in: {directory.parent}?"
         )
-    if _is_hugging_face(load):
+    if _is_hugging_face(directory):
         return (
-            f"{load}: is a Hugging Face checkpoint; ckpt.load takes what training saved. To start from these weights,"
-            " convert them (python -m jobs.convert CONFIG) and name the result as ckpt.ref_load"
+            f"{directory}: is a Hugging Face checkpoint; {option} takes what training saved. To start from these"
+            " weights, convert them (python -m jobs.convert CONFIG) and name the result as ckpt.ref_load"
         )
     shown = ", ".join(entries[:_SHOWN]) + (f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else "")
     return (
-        f"{load}: holds files ({shown}) but no checkpoint ({TRACKER} is not there). Starting over from ckpt.ref_load"
-        " would hide that something is lost: name another ckpt.load, remove the files, or set ckpt.fresh: true"
+        f"{directory}: holds files ({shown}) but no checkpoint: no valid commit, and no {TRACKER}. Starting over would"
+        f" hide that something is lost: python -m r1hpc.checkpoint commits list {directory} says what is wrong; name"
+        f" another {option}, remove the files, or set ckpt.fresh: true"
     )
 
 

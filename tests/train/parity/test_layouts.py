@@ -25,6 +25,8 @@ GRIDS = [
     Grid(tp=2, pp=2, cp=2, ep=4, last_layers=2),
     Grid(tp=2, ep=4, dp=2),
 ]
+OPTIMIZER_GRIDS = [grid for grid in GRIDS if grid not in (Grid(tp=4), Grid(cp=4), Grid(pp=4, first_layers=2))]
+"""Those three divide optimizer and norm as one of these does, and what they put into it the gradients tell."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_the_gradient_is_that_of_one_process(
     agrees(gradient(Case(grid, grpo=TIS_KL_ENTROPY, temperature=0.8), models, samples[:8], scratch), one)
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=[grid.name for grid in GRIDS])
+@pytest.mark.parametrize("grid", OPTIMIZER_GRIDS, ids=[grid.name for grid in OPTIMIZER_GRIDS])
 def test_three_steps_end_where_those_of_one_process_end(
     grid: Grid, models: Models, samples: list[Sample], one_updated: Updated, scratch: Path
 ) -> None:

@@ -19,6 +19,7 @@ from tests.train.parity.reference import Choices
 from tests.train.parity.run import Case, Grid, Models, gradient, worst
 
 LOSS, GRADIENTS = 1e-5, 1e-4
+MIXED = Grid(tp=2, pp=2, cp=2, ep=4, last_layers=2)
 
 ALL_TERMS = {"use_kl_loss": True, "kl_loss_coef": 0.05, "kl_loss_type": "low_var_kl", "entropy_coef": 0.01}
 OFF_POLICY = {"use_rollout_logprobs": True, "eps_clip_high": 0.28}
@@ -38,8 +39,12 @@ CASES: Mapping[str, tuple[dict[str, Any], Choices]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("grid", [Grid(), Grid(tp=2, pp=2, cp=2, ep=4, last_layers=2)], ids=["one", "tp2-pp2-cp2-ep4"])
+# On a layout the two others are those of one process: test_layouts.py, to a tenth of this tolerance.
+@pytest.mark.parametrize(
+    ("grid", "name"),
+    [*((Grid(), name) for name in CASES), (MIXED, "per sample")],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_loss_and_gradients_are_those_of_the_plain_implementation(
     name: str,
     grid: Grid,

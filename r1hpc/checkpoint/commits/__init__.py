@@ -1,0 +1,1 @@
+"""Parts of a commit: names, the record that makes it one, who writes, what is kept. Loads no torch."""
