@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.local import run_attempt
-from jobs.requeue import blamed_nodes, close_record, ledger, made_progress
 from r1hpc import exit_codes
 from r1hpc.cluster.requeue import EXIT, HOLD, Facts, decide
+from r1hpc.cluster.requeue.ledger import blamed_nodes, close_record, made_progress, mark_carried_out, past_attempts
 from r1hpc.config import load_config
 from r1hpc.errors import R1hpcError
 from r1hpc.publish import publish_json
@@ -38,6 +38,8 @@ class LocalTrain:
             code = run_attempt(directory, attempt, self.until)
             decision = decide(_facts(directory, attempt, restart, code, max_crashes))
             close_record(str(attempt.root), code, decision)
+            # There is no queue: this loop itself is what follows.
+            mark_carried_out(str(attempt.root), decision)
             print(f"attempt {attempt.root.name}: exit code {code}, {decision.cause}: {decision.reason}", flush=True)
             if code == exit_codes.SUCCESS:
                 return code
@@ -68,6 +70,6 @@ def _facts(directory: RunDir, attempt: AttemptDir, restart: int, code: int, max_
         lead_s=0,
         progress=made_progress(str(attempt.root)),
         blamed=blamed_nodes(str(attempt.root)),
-        past=ledger(str(directory.root), str(attempt.root)),
+        past=past_attempts(str(directory.root), str(attempt.root)),
         max_crashes=max_crashes,
     )

@@ -14,6 +14,8 @@ if __name__ == "__main__":
     # Before the imports below, which take a while; nothing is running yet that would have to be stopped in order.
     for _number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(_number, lambda number, frame: sys.exit(exit_codes.STOP_REQUESTED))
+    # Who starts us may have blocked them until now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1, signal.SIGTERM))
 
 import argparse
 import logging

@@ -78,6 +78,11 @@ class AttemptDir:
         return self.root / "progress.json"
 
     @property
+    def committed(self) -> Path:
+        """committed.json: the newest iteration that this attempt committed; missing while it has made no progress."""
+        return self.root / "committed.json"
+
+    @property
     def outcome(self) -> Path:
         """outcome.json: how the head agent ended the attempt, with the cause in words."""
         return self.root / "outcome.json"
@@ -86,6 +91,65 @@ class AttemptDir:
     def logs(self) -> Path:
         """logs/: one file per node and process."""
         return self.root / "logs"
+
+    @property
+    def canary(self) -> CanaryAttempt:
+        """canary/: the canary's logs and progress."""
+        return CanaryAttempt(self.root / "canary", self)
+
+
+@dataclass(frozen=True)
+class CanaryAttempt(AttemptDir):
+    """`canary/` of an attempt: the canary's own logs and progress. What an attempt is told, it is told with it."""
+
+    attempt: AttemptDir
+
+    @property
+    def begin(self) -> Path:
+        """Of the attempt."""
+        return self.attempt.begin
+
+    @property
+    def launch(self) -> Path:
+        """Of the attempt."""
+        return self.attempt.launch
+
+    @property
+    def secret(self) -> Path:
+        """Of the attempt."""
+        return self.attempt.secret
+
+
+@dataclass(frozen=True)
+class CanaryDir:
+    """`canary/`: a few layers of the model, their run, and whether it went well."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """model/: the first layers of ckpt.hf_checkpoint."""
+        return self.root / "model"
+
+    @property
+    def bf16(self) -> Path:
+        """model-bf16/: their cast, for engines that have no fp8."""
+        return self.root / "model-bf16"
+
+    @property
+    def torch_dist(self) -> Path:
+        """model_torch_dist/: their conversion, for the trainers."""
+        return self.root / "model_torch_dist"
+
+    @property
+    def run(self) -> RunDir:
+        """run/: the run directory of the two iterations."""
+        return RunDir(self.root / "run")
+
+    @property
+    def passed(self) -> Path:
+        """PASSED: what passed, so that nobody asks it again; another configuration, model or version is asked anew."""
+        return self.root / "PASSED"
 
 
 @dataclass(frozen=True)
@@ -163,6 +227,11 @@ class RunDir:
     def rollouts(self) -> Path:
         """rollouts/: every rollout, with debug.save_rollouts."""
         return self.root / "rollouts"
+
+    @property
+    def canary(self) -> CanaryDir:
+        """canary/: what is tried with a few layers before the run starts."""
+        return CanaryDir(self.root / "canary")
 
     @property
     def done(self) -> Path:

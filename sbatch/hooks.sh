@@ -16,6 +16,12 @@ r1hpc_job() {
   fi
 }
 
+# sh -c "$r1hpc_signals_later" NAME COMMAND...: an agent has its handlers half a second after its start, and takes in then
+# what came before. Where env is older than coreutils 8.31 such a signal is lost, but does not kill, as if a node had died.
+# shellcheck disable=SC2016,SC2034
+r1hpc_signals_later='env --block-signal=TERM true 2>/dev/null && exec env --block-signal=USR1 --block-signal=TERM "$@"
+trap "" USR1 TERM; exec "$@"'
+
 # r1hpc_hold REASON: leave the job to a person; a job that was cancelled stays cancelled.
 r1hpc_hold() {
   if timeout 60 scontrol show job -o "$(r1hpc_job)" | grep -q ' JobState=RUNNING '; then
@@ -34,7 +40,7 @@ r1hpc_element_begin() {
   trap : TERM
 }
 
-# r1hpc_element_end RC: Slurm calls a job that ends after its grace time, or its time limit, TIMEOUT, whatever its exit
+# r1hpc_element_end RC: for a success alone. Slurm calls a job that ends after its grace time, or its time limit, TIMEOUT, whatever its exit
 # code, as long as it has not been killed yet; what waits for its success would never start. Run again it finds its work
 # done, and leaves within seconds.
 r1hpc_element_end() {
@@ -79,11 +85,11 @@ r1hpc_begin() {
 r1hpc_preflight() {
   local seconds=$1 rc
   shift
-  # srun itself can wait for a lost node as long as Slurm takes to notice, hence the second timeout. The inner one, and
-  # a Python without its handlers yet, would die of a signal that asks to stop; the rank leaves with 75 instead.
+  # srun itself can wait for a lost node as long as Slurm takes to notice, hence the second timeout. The inner one would
+  # die of a signal that asks to stop; the rank leaves with 75 instead.
   timeout --foreground -k 10 $((seconds + 30)) \
     srun --ntasks-per-node=1 --kill-on-bad-exit=0 --cpu-bind=none "$@" \
-    sh -c 'trap "" USR1 TERM; exec "$@"' preflight \
+    sh -c "$r1hpc_signals_later" preflight \
     timeout -k 10 "$seconds" "$R1HPC_PYTHON" -m jobs.preflight "$R1HPC_RUN_DIR" "$R1HPC_ATTEMPT"
   rc=$?
   if [ "$rc" -eq 0 ] && [ -n "$r1hpc_term" ]; then
@@ -99,13 +105,21 @@ r1hpc_preflight() {
   fi
 }
 
+r1hpc_decide() {
+  "$(r1hpc_host_python)" "$R1HPC_HOME/jobs/requeue.py" end "$R1HPC_RUN_DIR" "$R1HPC_ATTEMPT" "$1"
+}
+
 # r1hpc_end RC: close the attempt's record, decide, and requeue where that is the decision.
 r1hpc_end() {
   # A requeue sends TERM to this very script; it has to live on to exclude nodes.
   trap '' TERM
-  "$(r1hpc_host_python)" "$R1HPC_HOME/jobs/requeue.py" end "$R1HPC_RUN_DIR" "$R1HPC_ATTEMPT" "$1"
-  case $? in
-    0) ;;
+  local rc
+  r1hpc_decide "$1"
+  rc=$?
+  # Killed, maybe between its decision and the requeue: the decision is on disk, and only has to be carried out.
+  [ "$rc" -le 128 ] || { r1hpc_decide "$1"; rc=$?; }
+  case $rc in
+    0) r1hpc_element_end "$1" ;;
     3) sleep 120 ;; # Slurm ends the script now; leaving by itself would count as the job's end
     *)
       # Of a success only the record is lost.

@@ -35,7 +35,7 @@ export R1HPC_RUN_DIR
 r1hpc_begin
 r1hpc_preflight "${R1HPC_PREFLIGHT_TIMEOUT_S:-300}" "--mpi=${R1HPC_MPI:-pmi2}"
 srun --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 --cpu-bind=none \
-  sh -c 'trap "" USR1 TERM; exec "$@"' agent "$R1HPC_PYTHON" -m jobs.train "$R1HPC_RUN_DIR" --until "${R1HPC_UNTIL:-end}"
+  sh -c "$r1hpc_signals_later" agent "$R1HPC_PYTHON" -m jobs.train "$R1HPC_RUN_DIR" --until "${R1HPC_UNTIL:-end}"
 rc=$?
 r1hpc_end $rc
 exit $rc

@@ -32,8 +32,8 @@ def run_agent(node: Node) -> int:
         with Supervisor(node.mark, node.attempt.logs, node.host.name, scratch) as supervisor:
             lead = _lead if node.host == node.launch.head else _follow
             outcome = lead(node, supervisor, scratch)
-        # After a stop request the kill is near, and Ray is not to blame.
-        if outcome.exit_code not in (exit_codes.SUCCESS, exit_codes.STOP_REQUESTED):
+        # After a stop request the kill is near; of this and of the clock Ray is not to blame.
+        if outcome.exit_code not in (exit_codes.SUCCESS, exit_codes.STOP_REQUESTED, exit_codes.OUT_OF_TIME):
             _keep_ray_logs(scratch, node.attempt.logs / f"{node.host.name}-ray")
     finally:
         remove_scratch(scratch)

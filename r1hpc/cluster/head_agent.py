@@ -7,18 +7,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from r1hpc import exit_codes
+from r1hpc.cluster.grace import read_grace
 from r1hpc.cluster.node import ROLL_CALL_S, TICK_S, Node
 from r1hpc.cluster.outcome import Outcome, nodes_lost
 from r1hpc.cluster.ray_command import has_joined, ray_environment, start_command
 from r1hpc.cluster.rollcall import Answers, RollCall
+from r1hpc.cluster.stop_requests import StopRequests
 from r1hpc.cluster.supervisor import Exit, Supervisor
 
-_STOP_S = 5.0
-"""A driver that only waits for Ray, or was asked to stop twice, has this long to leave."""
 _BACKSTOP_S = 30.0
 """Beyond the driver's own deadline; it may hang inside Ray."""
 
@@ -37,8 +36,7 @@ class HeadAgent:
         self._told: set[str] = set()
         self._joining: set[str] = set()
         self._own_stops = 0
-        self._stops: list[str] = []
-        self._hurried_since: float | None = None
+        self._stops = StopRequests(read_grace(node.attempt.begin, node.run.run))
 
     def run(self) -> Outcome:
         """Run the attempt to its end. Everything that was started still runs when this returns."""
@@ -113,26 +111,23 @@ class HeadAgent:
         )
 
     def _forward_stops(self, requests: list[str]) -> Outcome | None:
-        """Hand stop requests on to the driver; a driver that does not leave in time is left behind."""
+        """Hand stop requests on to the driver; a driver that does not leave in time is left behind.
+
+        At the first one a driver that has placed its actors decides by the deadline what it can still save.
+        """
         for request in requests:
-            self._stops.append(request)
-            self._tell_driver({"stop": request})
-        if not self._stops:
-            return None
-        outcome = Outcome(exit_codes.STOP_REQUESTED, f"asked to stop by {', '.join(dict.fromkeys(self._stops))}")
-        if self._driver is None:
-            return outcome
-        if self._placed and not no_grace_left(self._stops):
-            return None
-        self._hurried_since = self._hurried_since or time.monotonic()
-        return outcome if time.monotonic() - self._hurried_since > _STOP_S else None
+            self._stops.add(request, time.time(), at_work=self._placed)
+            self._tell_driver({"stop": request, "deadline": self._stops.deadline})
+        if self._stops and (self._driver is None or self._stops.over(time.time())):
+            return Outcome(exit_codes.STOP_REQUESTED, f"asked to stop by {self._stops}")
+        return None
 
     def _start_driver(self) -> subprocess.Popen[bytes]:
         node = self._node
         command = [sys.executable, "-m", "r1hpc.run", str(node.run.root), str(node.attempt.root), "--until", node.until]
         return self._supervisor.start("driver", command, self._environment, stdin=subprocess.PIPE)
 
-    def _tell_driver(self, message: dict[str, str]) -> None:
+    def _tell_driver(self, message: dict[str, str | float | None]) -> None:
         if self._driver is None or self._driver.stdin is None:
             return
         try:
@@ -164,17 +159,3 @@ class HeadAgent:
     @property
     def _node_failure(self) -> int:
         return exit_codes.NODE_LOST if self._placed else exit_codes.BRING_UP_FAILED
-
-
-def no_grace_left(stops: Iterable[str]) -> bool:
-    """Whether some node got a TERM after an earlier request; `stops` as `SIGUSR1 at node03`, in the order heard.
-
-    Slurm signals all agents at once, so several nodes with one TERM each were asked only once.
-    """
-    asked: set[str] = set()
-    for stop in stops:
-        signal_name, _, node = stop.partition(" at ")
-        if signal_name == "SIGTERM" and node in asked:
-            return True
-        asked.add(node)
-    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import secrets
@@ -72,3 +73,9 @@ def write_secret(path: Path) -> None:
 def read_secret(path: Path) -> bytes:
     """The attempt's secret."""
     return path.read_bytes()
+
+
+def engine_key(secret: bytes) -> str:
+    """The key of an attempt's engines, made of its secret: who learns it cannot speak to Ray with it."""
+    # Another digest than the roll call's, which answers challenges: none of its answers can be this key.
+    return hmac.new(secret, b"r1hpc engines", "sha512").hexdigest()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from r1hpc import exit_codes
 from r1hpc.publish import publish_json
+from r1hpc.rundir import AttemptDir
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +42,22 @@ def nodes_lost(names: Sequence[str], reason: str) -> Outcome:
     return Outcome(exit_codes.NODE_LOST, f"lost {', '.join(names)}: {reason}", tuple(names))
 
 
+def record_progress(attempt: AttemptDir, iteration: int) -> None:
+    """Note that the attempt has committed `iteration`, which no attempt before it had; by the driver, after each.
+
+    It ends the count of failures without progress. A file of its own: the agent, which writes outcome.json, may do so
+    at the same moment.
+    """
+    publish_json(attempt.committed, {"iteration": iteration, "time": time.time()})
+
+
 def write_outcome(path: Path, outcome: Outcome) -> None:
-    """Publish outcome.json, keeping what the driver has put there (its progress); on the head only.
+    """Publish outcome.json; on the head only.
 
     A file system that takes nothing more is only logged: the exit code still says how the attempt ended.
     """
     try:
-        publish_json(path, _read(path) | outcome.to_json())
+        publish_json(path, outcome.to_json())
     except OSError as error:
         logger.error("%s cannot be written: %s", path, error)
 
@@ -65,11 +75,3 @@ def write_outcome_if_absent(path: Path, outcome: Outcome) -> None:
         logger.error("%s cannot be written: %s", path, error)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record
-    except FileNotFoundError:
-        return {}

@@ -15,14 +15,15 @@ from r1hpc.submit.stages import Stage
 def input_problems(config: Config, stages: Iterable[Stage]) -> list[str]:
     """Inputs of these stages that are not there or cannot be read, and that no earlier stage of them writes."""
     names = [stage.name for stage in stages]
+    runs = "train" in names or "canary" in names
     problems = []
-    if "cast" in names or ("convert" in names and config.ckpt.bf16_checkpoint is None) or "train" in names:
+    if "cast" in names or ("convert" in names and config.ckpt.bf16_checkpoint is None) or runs:
         problems += _directory("ckpt.hf_checkpoint", config.ckpt.hf_checkpoint)
     if "convert" in names and "cast" not in names and config.ckpt.bf16_checkpoint is not None:
         problems += _directory("ckpt.bf16_checkpoint", config.ckpt.bf16_checkpoint)
-    if "train" in names:
-        if "convert" not in names and config.ckpt.ref_load is not None:
-            problems += _directory("ckpt.ref_load", config.ckpt.ref_load)
+    if "train" in names and "convert" not in names and config.ckpt.ref_load is not None:
+        problems += _directory("ckpt.ref_load", config.ckpt.ref_load)
+    if runs:
         problems += _file("rollout.prompt_data", config.rollout.prompt_data.partition("@[")[0])
     return problems
 

@@ -12,6 +12,7 @@ from submitit.core.utils import JobPaths, pickle_load
 from r1hpc.cluster.requeue import EXIT
 from r1hpc.rundir import AttemptDir, RunDir
 from r1hpc.submit.pipeline import SubmittedJob
+from r1hpc.submit.stages import TRAIN, TRIALS
 
 _CLOCK_SKEW_S = 60.0
 """Between the host that submitted and the one that wrote the record; ids start again at 1 on a new Slurm."""
@@ -20,7 +21,7 @@ _CLOCK_SKEW_S = 60.0
 def end_state(job: SubmittedJob, index: int, directory: RunDir) -> str | None:
     """COMPLETED or FAILED, as the element left it on disk; None when it left nothing that says so."""
     name = f"{job.job_id}_{index}" if job.num_tasks > 1 else job.job_id
-    if job.stage in ("preflight", "train"):
+    if job.stage in (TRAIN.name, *(trial.name for trial in TRIALS)):
         return _of_attempts(name, job.submitted, directory)
     return _of_result(Path(job.folder), name) if job.folder else None
 
@@ -38,11 +39,9 @@ def _of_attempts(name: str, submitted: float, directory: RunDir) -> str | None:
         record = json.loads(attempts[max(attempts)].end.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    if (
-        record["ended"] < submitted - _CLOCK_SKEW_S
-        or record["action"] != EXIT
-        or record["cause"] == "requeued_by_slurm"
-    ):
+    cut_off = not record.get("carried_out", True)
+    goes_on = record["cause"] == "requeued_by_slurm" or (record["action"] != EXIT and not cut_off)
+    if record["ended"] < submitted - _CLOCK_SKEW_S or goes_on:
         return None
     return "COMPLETED" if record["exit_code"] == 0 else "FAILED"
 

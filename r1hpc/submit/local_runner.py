@@ -28,7 +28,7 @@ from r1hpc.publish import publish_json
 from r1hpc.rundir import RunDir
 from r1hpc.submit.follow import LogTail
 from r1hpc.submit.local import exit_record
-from r1hpc.submit.stages import BY_NAME, Stage
+from r1hpc.submit.stages import BY_NAME, TRAIN, TRIALS, Stage
 
 _POLL_S = 0.5
 _RULE = "-" * 22
@@ -79,7 +79,7 @@ def _run_stage(stage: Stage, config: Config, directory: RunDir, terminated: thre
         tasks = [job_class(str(directory.root), index) for index in range(section.num_tasks)]
         parallel, minutes = min(os.cpu_count() or 1, section.max_parallel or section.num_tasks), section.time_limit
     else:
-        tasks = [job_class(str(directory.root), "bring-up" if stage.name == "preflight" else "end")]
+        tasks = [job_class(str(directory.root), stage.until)]
         parallel, minutes = 1, config.slurm.time_limit
     log.info("stage %s: %d task(s), %d at once", stage.name, len(tasks), parallel)
     _run_tasks(stage.name, tasks, parallel, minutes, folder, terminated)
@@ -88,7 +88,7 @@ def _run_stage(stage: Stage, config: Config, directory: RunDir, terminated: thre
 
 def _job_of(stage: Stage) -> Callable[..., Callable[[], Any]]:
     """The train job's agents need a loopback allocation around them; arrays run as they are."""
-    if stage.name in ("preflight", "train"):
+    if stage in (*TRIALS, TRAIN):
         from jobs.local_train import LocalTrain  # not at import: dry runs and arrays have no use for it
 
         return LocalTrain

@@ -13,7 +13,7 @@ from r1hpc.plan import Plan
 from r1hpc.plan.plan_for import plan_for
 from r1hpc.rundir import RunDir
 from r1hpc.submit.prepare import run_directory
-from r1hpc.submit.stages import BY_NAME, PIPELINE, PREFLIGHT, TRAIN, Stage, foreign_source
+from r1hpc.submit.stages import BY_NAME, PIPELINE, TRAIN, TRIALS, Stage, foreign_source
 from r1hpc.submit.sweep import combinations, element_name
 
 Say = Callable[[str], None]
@@ -111,8 +111,8 @@ def _stages(config: Config, options: Options, say: Say) -> list[Stage]:
                     say(f"note: {stage.output(config)} was made from {source}, which this configuration does not name")
             else:
                 stages.append(stage)
-    if options.sweep and (not stages or stages[-1] not in (PREFLIGHT, TRAIN)):
-        raise SubmitError("--sweep makes an array of train jobs: --stage has to end with train or preflight")
+    if options.sweep and (not stages or stages[-1] not in (*TRIALS, TRAIN)):
+        raise SubmitError("--sweep makes an array of train jobs: --stage has to end with train, canary or preflight")
     return stages
 
 

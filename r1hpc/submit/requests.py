@@ -14,9 +14,11 @@ from r1hpc.submit.executor import sbatch_text
 from r1hpc.submit.parameters import JobRequest, array_parameters, python, train_parameters
 from r1hpc.submit.stages import Stage
 
-_DEAF_AT_FIRST = """sh -c 'trap "" USR1 TERM; exec "$@"' task"""
-"""A task has its handlers half a second after its start. Killed by a signal before that, a train job's node would be
-blamed, and an array's element would count as failed where it is to be requeued."""
+_DEAF = """sh -c 'trap "" USR1 TERM; exec "$@"' task"""
+"""An array's element ignores what asks it to stop: killed, it would count as failed where it is to be requeued."""
+_DEAF_AT_FIRST = 'sh -c "$r1hpc_signals_later" task'
+"""An agent has its handlers half a second after its start. Killed by a signal before that, its node would be blamed.
+The variable is of sbatch/hooks.sh."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ class Submission:
             # Array elements restart one by one whatever the train job does: each is idempotent.
             parameters = array_parameters(self.config, replace(request, requeue=True))
             return self._stage_job(stage, parameters, [(root, index) for index in range(section.num_tasks)])
-        until = "bring-up" if stage.name == "preflight" else "end"
-        return self._stage_job(stage, train_parameters(self.config, request), [(root, until)])
+        return self._stage_job(stage, train_parameters(self.config, request), [(root, stage.until)])
 
     def sweep_job(self, stage: Stage, directories: Sequence[RunDir], index_file: Path) -> StageJob:
         """One array whose elements are whole train jobs, each with its own run directory."""
@@ -84,11 +85,11 @@ class Submission:
             hosts=self.hosts,
         )
         parameters = train_parameters(self.config, request, is_array=True) | {"array_parallelism": len(directories)}
-        until = "bring-up" if stage.name == "preflight" else "end"
-        return self._stage_job(stage, parameters, [(str(directory.root), until) for directory in directories])
+        return self._stage_job(stage, parameters, [(str(directory.root), stage.until) for directory in directories])
 
     def _stage_job(self, stage: Stage, parameters: dict[str, Any], arguments: list[tuple[Any, ...]]) -> StageJob:
         folder = self.directory.submitit / stage.name / self.stamp
-        command = f"{_DEAF_AT_FIRST} {shlex.quote(python(self.config))}"
+        prefix = _DEAF if stage.name in ("cast", "convert") else _DEAF_AT_FIRST
+        command = f"{prefix} {shlex.quote(python(self.config))}"
         is_array = "array_parallelism" in parameters and len(arguments) > 1
         return StageJob(stage, parameters, tuple(arguments), folder, command, is_array)

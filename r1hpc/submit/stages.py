@@ -26,6 +26,8 @@ class Stage:
     """Whether its output is already there, judged by what the stage publishes last."""
     output: Callable[[Config], str | None]
     """Where the output goes, for people."""
+    until: str = "end"
+    """Of the train job: how far its attempts go."""
 
     @property
     def available(self) -> bool:
@@ -109,9 +111,12 @@ def _foreign(recorded: object, *expected: str | None) -> str | None:
 
 CAST = Stage("cast", "jobs.cast:CastTask", _cast_is_complete, lambda config: config.ckpt.bf16_checkpoint)
 CONVERT = Stage("convert", "jobs.convert:ConvertTask", _convert_is_complete, lambda config: config.ckpt.ref_load)
-PREFLIGHT = Stage("preflight", "jobs.train:NodeAgent", lambda config: False, lambda config: None)
+PREFLIGHT = Stage("preflight", "jobs.train:NodeAgent", lambda config: False, lambda config: None, "bring-up")
+CANARY = Stage("canary", "jobs.train:NodeAgent", lambda config: False, lambda config: None, "canary")
 TRAIN = Stage("train", "jobs.train:NodeAgent", _train_is_complete, lambda config: config.ckpt.save)
 
 PIPELINE = (CAST, CONVERT, TRAIN)
 """What `submit` runs when no stage is named."""
-BY_NAME = {stage.name: stage for stage in (CAST, CONVERT, PREFLIGHT, TRAIN)}
+BY_NAME = {stage.name: stage for stage in (CAST, CONVERT, PREFLIGHT, CANARY, TRAIN)}
+TRIALS = (PREFLIGHT, CANARY)
+"""Begin as a train job, and end before it trains."""

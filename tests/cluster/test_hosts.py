@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from r1hpc.cluster.hosts import (
     read_hosts,
     write_hosts,
 )
-from r1hpc.cluster.launch import Launch, read_launch, read_secret, write_launch, write_secret
+from r1hpc.cluster.launch import Launch, engine_key, read_launch, read_secret, write_launch, write_secret
 from r1hpc.errors import ClusterError
 
 NODES = [Node("node01", "192.0.2.1"), Node("node02", "192.0.2.2"), Node("node03", "192.0.2.3")]
@@ -114,3 +116,10 @@ def test_the_secret_is_random_and_for_its_owner_only(tmp_path: Path) -> None:
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
     assert len(first) == 64
     assert first != read_secret(tmp_path / "secret")
+
+
+def test_the_engines_key_is_made_of_the_secret_and_no_answer_to_a_challenge_of_the_roll_call() -> None:
+    key = engine_key(b"secret")
+    assert key == hmac.digest(b"secret", b"r1hpc engines", hashlib.sha512).hex()
+    assert key != engine_key(b"another")
+    assert len(key) != len(hmac.digest(b"secret", b"r1hpc engines", "sha256").hex())

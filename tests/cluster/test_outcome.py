@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.cluster.head_agent import no_grace_left
 from r1hpc.cluster.outcome import Outcome, write_outcome, write_outcome_if_absent
 from r1hpc.errors import BringUpError
 
@@ -34,22 +33,6 @@ def test_an_outcome_that_cannot_be_written_is_logged_and_raises_nothing(
     write_outcome(path, LOST)
     write_outcome_if_absent(path, LOST)
     assert [f"{path} cannot be written" in message for message in caplog.messages] == [True, True]
-
-
-@pytest.mark.parametrize(
-    ("stops", "final"),
-    [
-        ([], False),
-        (["SIGTERM at node01", "SIGTERM at node02"], False),
-        (["SIGUSR1 at node01", "SIGTERM at node02"], False),
-        (["SIGTERM at node01", "SIGUSR1 at node01"], False),
-        (["SIGUSR1 at node01", "SIGUSR1 at node01"], False),
-        (["SIGUSR1 at node01", "SIGTERM at node01"], True),
-        (["SIGTERM at node02", "SIGUSR1 at node01", "SIGTERM at node02"], True),
-    ],
-)
-def test_a_term_after_any_request_at_the_same_node_means_that_no_grace_is_left(stops: list[str], final: bool) -> None:
-    assert no_grace_left(stops) is final
 
 
 def test_a_bring_up_error_keeps_its_hosts_when_it_is_pickled() -> None:

@@ -9,8 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.requeue import close_record, ledger
+import pytest
+
+from r1hpc.cluster.outcome import Outcome, record_progress, write_outcome
 from r1hpc.cluster.requeue import EXIT, REQUEUE, Decision, Past
+from r1hpc.cluster.requeue.ledger import close_record, made_progress, past_attempts, unfinished
+from r1hpc.rundir import AttemptDir
 
 HOME = Path(__file__).resolve().parents[2]
 CRASH = Decision(REQUEUE, "crash", "the attempt failed")
@@ -32,15 +36,16 @@ def _submitted(run: Path, when: float) -> None:
 
 
 def test_attempts_before_the_last_submit_no_longer_count(tmp_path: Path) -> None:
-    old, new = _attempt(tmp_path, "7-r0"), _attempt(tmp_path, "8-r0", lost_nodes=["node02"], progress=True, reason="x")
+    old, new = _attempt(tmp_path, "7-r0"), _attempt(tmp_path, "8-r0", lost_nodes=["node02"], reason="x")
+    record_progress(AttemptDir(new), 20)
     close_record(str(old), 1, CRASH)
     between = math.nextafter(json.loads((old / "end.json").read_text(encoding="utf-8"))["ended"], math.inf)
     _submitted(tmp_path, between)
     close_record(str(new), 78, CRASH._replace(cause="node_lost"))
-    assert ledger(str(tmp_path), "") == (Past("node_lost", True, ("node02",)),)
+    assert past_attempts(str(tmp_path), "") == (Past("node_lost", True, ("node02",)),)
     _submitted(tmp_path, 0.0)
-    assert [past.cause for past in ledger(str(tmp_path), "")] == ["crash", "node_lost"]
-    assert [past.cause for past in ledger(str(tmp_path), str(new))] == ["crash"]
+    assert [past.cause for past in past_attempts(str(tmp_path), "")] == ["crash", "node_lost"]
+    assert [past.cause for past in past_attempts(str(tmp_path), str(new))] == ["crash"]
 
 
 def test_begin_without_slurm_commands_still_opens_the_record_and_closes_abandoned_ones(tmp_path: Path) -> None:
@@ -72,3 +77,96 @@ def test_end_without_slurm_holds_and_says_that_it_cannot(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "hold (Slurm does not say in what state the job is)" in done.stdout
     assert json.loads((attempt / "end.json").read_text(encoding="utf-8"))["action"] == "hold"
+
+
+FAKE_SCONTROL = """#!/bin/sh
+echo "$*" >> {folder}/calls
+case $1 in
+  show) echo "JobId=7 JobState=RUNNING Restarts=$(cat {folder}/restarts) ExcNodeList=(null)" ;;
+  requeue)
+    [ -e {folder}/kill-before ] && rm {folder}/kill-before && kill -9 $PPID && exit 0
+    echo 1 > {folder}/restarts
+    [ -e {folder}/kill-after ] && rm {folder}/kill-after && kill -9 $PPID ;;
+esac
+exit 0
+"""
+"""A controller that knows one job. It kills who asks for the requeue, before or after it has heard."""
+
+
+class Ending:
+    """The end of an attempt against FAKE_SCONTROL."""
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.attempt = run, _attempt(run, "7-r0", lost_nodes=[], reason="the engine fell over")
+        (self.attempt / "begin.json").write_text(json.dumps({"job_id": "7", "restart": 0, "started": 1.0, "nodes": []}))
+        _submitted(run, 0.0)
+        self.bin = run / "bin"
+        self.bin.mkdir()
+        (self.bin / "restarts").write_text("0")
+        scontrol = self.bin / "scontrol"
+        scontrol.write_text(FAKE_SCONTROL.format(folder=self.bin))
+        scontrol.chmod(0o755)
+
+    def __call__(self) -> int:
+        command = [sys.executable, str(HOME / "jobs" / "requeue.py"), "end", str(self.run), str(self.attempt), "1"]
+        path = f"{self.bin}:/usr/bin:/bin"
+        return subprocess.run(command, env={"PATH": path}, capture_output=True, timeout=60, check=False).returncode
+
+    @property
+    def record(self) -> dict[str, object]:
+        record: dict[str, object] = json.loads((self.attempt / "end.json").read_text(encoding="utf-8"))
+        return record
+
+    @property
+    def requeues(self) -> int:
+        return (self.bin / "calls").read_text(encoding="utf-8").splitlines().count("requeue 7")
+
+
+@pytest.mark.parametrize(("moment", "requeues"), [("kill-before", 2), ("kill-after", 1)])
+def test_killed_at_its_requeue_the_end_of_an_attempt_can_be_run_again(
+    tmp_path: Path, moment: str, requeues: int
+) -> None:
+    end = Ending(tmp_path)
+    (end.bin / moment).touch()
+    assert end() == -9
+    assert (end.record["action"], end.record["cause"], end.record["carried_out"]) == ("requeue", "crash", False)
+    text = "attempt 7-r0 ended (crash: the attempt failed), and was cut off before its requeue was asked for"
+    assert unfinished(str(tmp_path)) == text
+    assert end() == 3
+    assert (end.record["action"], end.record["cause"], end.record["carried_out"]) == ("requeue", "crash", True)
+    assert (end.requeues, (end.bin / "restarts").read_text().strip()) == (requeues, "1")
+    before = end.record
+    assert (end(), end.record, end.requeues) == (3, before, requeues)  # nothing is left to be done
+    assert unfinished(str(tmp_path)) is None
+
+
+def test_an_attempt_without_an_end_is_told_to_who_looks_next_until_the_run_is_done(tmp_path: Path) -> None:
+    assert unfinished(str(tmp_path)) is None
+    first, second = _attempt(tmp_path, "8-r0"), _attempt(tmp_path, "7-r0")
+    for started, attempt in ((1.0, first), (2.0, second)):
+        (attempt / "begin.json").write_text(json.dumps({"job_id": "7", "restart": 0, "started": started}))
+    close_record(str(first), 1, CRASH)  # an older one: whatever it left was made up for
+    assert "attempt 7-r0 was cut off before its end was recorded" in (unfinished(str(tmp_path)) or "")
+    close_record(str(second), 64, Decision(EXIT, "invalid", "trying again cannot help"))
+    assert unfinished(str(tmp_path)) is None
+    (second / "end.json").unlink()
+    (tmp_path / "DONE").touch()
+    assert unfinished(str(tmp_path)) is None
+
+
+def test_progress_is_what_the_driver_recorded_whatever_the_agent_writes(tmp_path: Path) -> None:
+    attempt = _attempt(tmp_path, "7-r0")
+    assert not made_progress(str(attempt))
+    record_progress(AttemptDir(attempt), 3)
+    record_progress(AttemptDir(attempt), 5)
+    write_outcome(attempt / "outcome.json", Outcome(75, "asked to stop"))
+    assert made_progress(str(attempt))
+    assert json.loads((attempt / "committed.json").read_text(encoding="utf-8"))["iteration"] == 5
+
+
+def test_an_interrupted_attempt_blames_no_node(tmp_path: Path) -> None:
+    attempt = _attempt(tmp_path, "7-r0", lost_nodes=["node02"], reason="silent")
+    close_record(str(attempt), 78, Decision(REQUEUE, "preempted", "the job was asked to stop"))
+    assert json.loads((attempt / "end.json").read_text(encoding="utf-8"))["blamed"] == []
+    close_record(str(attempt), 78, Decision(REQUEUE, "node_lost", "a node was lost"))
+    assert json.loads((attempt / "end.json").read_text(encoding="utf-8"))["blamed"] == ["node02"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.cluster.requeue import parse_job
+from r1hpc.cluster.requeue.ledger import unfinished
 from r1hpc.rehearsal.cluster import RehearsalCluster
 from r1hpc.submit.parameters import HOME
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slurm
 SCRIPT = """#!/bin/bash
 #SBATCH --nodes={nodes} --ntasks-per-node=1 --requeue --open-mode=append --time=5
 #SBATCH --output={run}/log
-export R1HPC_RUN_DIR={run} R1HPC_HOME={home} R1HPC_PYTHON={python}
+export R1HPC_RUN_DIR={run} R1HPC_HOME={home} R1HPC_PYTHON={python} PATH={run}/bin:$PATH
 . {home}/sbatch/hooks.sh
 r1hpc_begin
 srun bash -c '{main}'
@@ -229,3 +230,69 @@ def test_in_a_chain_a_bad_node_is_kept_from_the_follow_ups(run: Run) -> None:
     excluded = run.job(later)["ExcNodeList"]
     run.cluster.cancel(later)
     assert excluded == bad
+
+
+KILLER = """#!/bin/bash
+# scontrol, but who asks for the first requeue is killed before it is heard: $PPID asks, its parent is the batch script.
+if [ "$1" = requeue ] && mkdir {run}/killed 2>/dev/null; then
+  script=$(awk '{{print $4}}' /proc/$PPID/stat)
+  kill -9 {victim}
+  exit 1
+fi
+exec {scontrol} "$@"
+"""
+
+
+def _kill_at_the_requeue(run: Run, victim: str) -> None:
+    scontrol = run.root / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    text = KILLER.format(run=run.root, victim=victim, scontrol=shutil.which("scontrol"))
+    scontrol.write_text(text, encoding="utf-8")
+    scontrol.chmod(0o755)
+
+
+CRASH_FIRST_TIME = "[ ${SLURM_RESTART_COUNT:-0} -ge 1 ]"
+
+
+def test_killed_between_the_decision_and_the_requeue_the_job_comes_back_all_the_same(run: Run) -> None:
+    _kill_at_the_requeue(run, "$PPID")
+    job_id = run.submit(CRASH_FIRST_TIME)
+    assert run.wait_for(job_id, {"COMPLETED", "FAILED"})["JobState"] == "COMPLETED", run.log
+    assert (run.root / "killed").exists()
+    assert [run.end(f"{job_id}-r{restart}")["cause"] for restart in (0, 1)] == ["crash", "done"]
+    assert run.end(f"{job_id}-r0")["carried_out"] is True
+
+
+def test_when_the_whole_script_is_killed_before_its_requeue_who_looks_next_is_told(run: Run) -> None:
+    _kill_at_the_requeue(run, "$script $PPID")
+    job_id = run.submit(CRASH_FIRST_TIME)
+    assert run.wait_for(job_id, {"COMPLETED", "FAILED"})["JobState"] == "FAILED", run.log
+    text = unfinished(str(run.root))
+    assert text == (
+        f"attempt {job_id}-r0 ended (crash: the attempt failed), and was cut off before its requeue was asked for"
+    )
+
+
+def test_the_grace_and_the_kill_wait_of_the_jobs_own_partition_are_noted(run: Run) -> None:
+    job_id = run.submit("exit 0")
+    run.wait_for(job_id, {"COMPLETED"})
+    begin = json.loads((run.root / "attempts" / f"{job_id}-r0" / "begin.json").read_text(encoding="utf-8"))
+    assert (begin["grace_s"], begin["kill_wait_s"]) == (5.0, 3.0)  # QUICK of tests/conftest.py
+
+
+def test_a_preempted_job_says_so_whatever_its_exit_code_and_blames_no_node(run: Run) -> None:
+    crashes_when_asked = """
+      [ "${SLURM_RESTART_COUNT:-0}" -ge 1 ] && exit 0
+      echo "{\\"lost_nodes\\": [\\"$SLURMD_NODENAME\\"], \\"reason\\": \\"silent\\"}" > $R1HPC_ATTEMPT/outcome.json
+      trap exit\\ 78 TERM; touch $R1HPC_RUN_DIR/started; sleep 60 & wait
+    """
+    job_id = run.submit(crashes_when_asked, 4, "--exclusive")
+    end = time.monotonic() + 30
+    while not (run.root / "started").exists():
+        assert time.monotonic() < end, run.log
+        time.sleep(0.1)
+    run.cluster.run(["sbatch", "-p", "high", "-N4", "--exclusive", "--output=/dev/null", "--wrap=true"], check=True)
+    assert run.wait_for(job_id, {"COMPLETED", "FAILED"})["JobState"] == "COMPLETED", run.log
+    first = run.end(f"{job_id}-r0")
+    assert (first["cause"], first["exit_code"], first["blamed"]) == ("preempted", 78, [])
+    assert run.end(f"{job_id}-r1")["cause"] == "done"

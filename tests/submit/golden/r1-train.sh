@@ -30,7 +30,7 @@ r1hpc_preflight 300 --mpi=pmi2 --nodes=16 --ntasks=16
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/deepseek-r1/submitit/train/20260102T030405/%j_%t_log.out --output /runs/deepseek-r1/logs/train-%j-%t.log --open-mode=append --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 --cpu-bind=none --nodes=16 --ntasks=16 sh -c 'trap "" USR1 TERM; exec "$@"' task PYTHON -u -m submitit.core._submit /runs/deepseek-r1/submitit/train/20260102T030405
+srun --unbuffered --output /runs/deepseek-r1/submitit/train/20260102T030405/%j_%t_log.out --output /runs/deepseek-r1/logs/train-%j-%t.log --open-mode=append --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 --cpu-bind=none --nodes=16 --ntasks=16 sh -c "$r1hpc_signals_later" task PYTHON -u -m submitit.core._submit /runs/deepseek-r1/submitit/train/20260102T030405
 
 
 # teardown

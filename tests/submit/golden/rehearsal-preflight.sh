@@ -29,7 +29,7 @@ r1hpc_preflight 120 --mpi=pmi2 --nodes=4 --ntasks=4
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/rehearsal/submitit/preflight/20260102T030405/%j_%t_log.out --output /runs/rehearsal/logs/preflight-%j-%t.log --open-mode=append --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 --cpu-bind=none --nodes=4 --ntasks=4 sh -c 'trap "" USR1 TERM; exec "$@"' task PYTHON -u -m submitit.core._submit /runs/rehearsal/submitit/preflight/20260102T030405
+srun --unbuffered --output /runs/rehearsal/submitit/preflight/20260102T030405/%j_%t_log.out --output /runs/rehearsal/logs/preflight-%j-%t.log --open-mode=append --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 --cpu-bind=none --nodes=4 --ntasks=4 sh -c "$r1hpc_signals_later" task PYTHON -u -m submitit.core._submit /runs/rehearsal/submitit/preflight/20260102T030405
 
 
 # teardown

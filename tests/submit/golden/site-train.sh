@@ -45,7 +45,7 @@ r1hpc_preflight 300 --mpi=pmi2 --nodes=16 --ntasks=16 --container-image=/images/
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/deepseek-r1/submitit/train/20260102T030405/%j_%t_log.out --output /runs/deepseek-r1/logs/train-%j-%t.log --open-mode=append --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 --cpu-bind=none --nodes=16 --ntasks=16 --container-image=/images/r1.sqsh --container-mounts=/data:/data sh -c 'trap "" USR1 TERM; exec "$@"' task /opt/venv/bin/python -u -m submitit.core._submit /runs/deepseek-r1/submitit/train/20260102T030405
+srun --unbuffered --output /runs/deepseek-r1/submitit/train/20260102T030405/%j_%t_log.out --output /runs/deepseek-r1/logs/train-%j-%t.log --open-mode=append --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 --cpu-bind=none --nodes=16 --ntasks=16 --container-image=/images/r1.sqsh --container-mounts=/data:/data sh -c "$r1hpc_signals_later" task /opt/venv/bin/python -u -m submitit.core._submit /runs/deepseek-r1/submitit/train/20260102T030405
 
 
 # teardown
