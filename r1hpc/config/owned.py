@@ -16,7 +16,8 @@ _LAST_STAGE = "perf.decoder_last_pipeline_num_layers decides it"
 _STAGES = "perf.pipeline_model_parallel_size and perf.decoder_*_pipeline_num_layers decide the layers of each stage"
 _CONTEXT = "perf.context_parallel_size decides it"
 _PRECISION = "params_dtype decides it"
-_SECRET = "every user of a node can read the command line of an engine (ps), and the run itself sends no key"
+_SECRET = "every attempt makes a key of its own, and no command line or configuration may have one"
+_ONE_SERVER = "an engine is one HTTP server, which asks for the attempt's key: what else it would open asks for none"
 
 SGLANG_OWNED: Final = {
     "model_path": _HF_CHECKPOINT,
@@ -54,6 +55,10 @@ SGLANG_OWNED: Final = {
     "api_key": _SECRET,
     "admin_api_key": _SECRET,
     "ssl_keyfile_password": _SECRET,
+    "tokenizer_worker_num": _ONE_SERVER,
+    "encoder_only": _ONE_SERVER,
+    "grpc_mode": _ONE_SERVER,
+    "smg_grpc_mode": _ONE_SERVER,
 }
 """Server argument that r1hpc sets itself, and from what."""
 

@@ -17,6 +17,7 @@ import httpx
 
 from r1hpc.errors import R1hpcError
 from r1hpc.rollout.attention_ranks import AttentionRanks
+from r1hpc.rollout.guard import authorization
 from r1hpc.rollout.protocol import (
     BOOT_VERSION,
     EngineBusy,
@@ -79,8 +80,9 @@ class EngineClient:
         name: str | None = None,
         deadlines: Deadlines | None = None,
         attention_ranks: int = 1,
+        secret: str | None = None,
     ) -> None:
-        """attention_ranks: sglang.dp_size with enable_dp_attention, else 1."""
+        """attention_ranks: sglang.dp_size with enable_dp_attention, else 1. secret: the engine's key."""
         self.url = url.rstrip("/")
         self.name = name or urlsplit(url).netloc
         """In errors, and the identity of the engine over its restarts."""
@@ -97,7 +99,7 @@ class EngineClient:
             timeout=httpx.Timeout(
                 self.deadlines.order_s, connect=self.deadlines.connect_s, read=self.deadlines.idle_s, pool=None
             ),
-            headers={"Accept-Encoding": "identity"},
+            headers={"Accept-Encoding": "identity", **authorization(secret)},
         )
         self._goodbyes: set[asyncio.Task[None]] = set()
 

@@ -181,6 +181,7 @@ class Dispatcher:
             return None
         # Whatever ended the reading: a response that is whole must not be gone on with.
         if response.finish_reason in ("stop", "length"):
+            engine.finished += 1
             return response.generation(response.finish_reason)
         flight.request = replace(flight.request, begun=response.generation("abort"))
         if stopped.is_set():

@@ -6,12 +6,16 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from r1hpc.config import Config
 from r1hpc.errors import R1hpcError
 from r1hpc.rollout.placement import EngineProcess, bracketed
 from r1hpc.rollout.versions import Capabilities
+
+WEIGHT_LOADER: Final = "r1hpc.sync.engine_loader.load"
+"""What takes the weights that a run sends its engines, inside them; by name, as SGLang wants it."""
 
 Value = object
 """Of an argument: a number, a text, true for a bare switch, a list or a mapping."""
@@ -54,10 +58,11 @@ class ServerArguments:
 
     values: Mapping[str, Value]
 
-    def argv(self, python: str = sys.executable) -> list[str]:
-        """The command that starts the server."""
+    def argv(self, python: str = sys.executable, key_file: Path | None = None) -> list[str]:
+        """The command that starts the server; with `key_file`, the one that answers only who knows the key in it."""
         words = [word for name, value in self.values.items() for word in _words(name, value)]
-        return [python, "-m", "sglang.launch_server", *words]
+        program = ["sglang.launch_server"] if key_file is None else ["r1hpc.rollout.guarded_server", str(key_file)]
+        return [python, "-m", *program, *words]
 
 
 def server_arguments(config: Config, process: EngineProcess, known: Capabilities) -> ServerArguments:
@@ -74,6 +79,7 @@ def server_arguments(config: Config, process: EngineProcess, known: Capabilities
         # Else a line for each request: the reason of a failure would drown.
         "log_level_http": "warning",
         "disable_shared_experts_fusion": True,
+        "custom_weight_loader": [WEIGHT_LOADER],
     }
     passed = config.sglang.passed_through
     _refuse_forced(values, passed)
@@ -98,7 +104,7 @@ def _place(config: Config, process: EngineProcess) -> dict[str, Value]:
         "nccl_port": process.nccl_port,
         "nnodes": process.num_nodes,
         "node_rank": process.node_rank,
-        "dist_init_addr": f"{bracketed(process.rendezvous_host)}:{process.rendezvous_port}",
+        "dist_init_addr": f"{bracketed(process.meeting_host)}:{process.rendezvous_port}",
     }
 
 

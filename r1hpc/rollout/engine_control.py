@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import httpx
 
 from r1hpc.errors import R1hpcError
+from r1hpc.rollout.guard import authorization
 
 MemoryTag = Literal["weights", "kv_cache", "cuda_graph"]
 ALL_TAGS: tuple[MemoryTag, ...] = ("weights", "kv_cache", "cuda_graph")
+_UNAUTHORIZED = httpx.codes.UNAUTHORIZED
 
 
 class EngineControlError(R1hpcError):
@@ -20,9 +22,10 @@ class EngineControlError(R1hpcError):
 class EngineControl:
     """Speaks to the HTTP server of one engine."""
 
-    def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
-        """`timeout_s` is for one request: a release of memory waits for every GPU of the engine."""
+    def __init__(self, url: str, *, secret: str | None = None, timeout_s: float = 120.0) -> None:
+        """`secret`: the engine's key. `timeout_s`: of a request; a release of memory waits for every GPU."""
         self.url = url
+        self._headers = authorization(secret)
         self._timeout_s = timeout_s
 
     async def is_healthy(self, timeout_s: float = 5.0) -> bool:
@@ -32,6 +35,12 @@ class EngineControl:
                 return (await client.get("/health")).status_code == httpx.codes.OK
         except httpx.HTTPError:
             return False
+
+    async def refuses_strangers(self, timeout_s: float = 30.0) -> bool:
+        """Whether the server refuses who does not show its key."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=timeout_s, trust_env=False, verify=False) as stranger:
+            reply = await self._sent(stranger, "GET", "/model_info", None, expected=(httpx.codes.OK, _UNAUTHORIZED))
+        return reply.status_code == _UNAUTHORIZED
 
     async def generates(self, timeout_s: float = 30.0) -> bool:
         """Whether the server can generate a token now, every one of its GPUs taking part."""
@@ -59,12 +68,34 @@ class EngineControl:
             reply = await self._sent(client, "GET", "/model_info", None)
         return str(reply.json()["weight_version"])
 
-    async def _post(self, path: str, body: dict[str, Any] | None) -> None:
-        async with self._client(self._timeout_s) as client:
+    async def set_weight_version(self, version: str) -> None:
+        """Have the server give this version with every token from now on. The engine must be idle."""
+        await self._post("/update_weight_version", {"new_version": version, "abort_all_requests": False})
+
+    async def begin_weight_update(self) -> None:
+        """Open an update, where the version of SGLang knows that."""
+        await self._post("/begin_weight_update", {"selector": "target"})
+
+    async def update_weights(self, payloads: Sequence[str], loader: str, timeout_s: float | None = None) -> None:
+        """Hand each tensor-parallel rank its payload, in their order, and wait until the loader has returned on all."""
+        body = {"serialized_named_tensors": list(payloads), "load_format": loader, "flush_cache": False}
+        await self._post("/update_weights_from_tensor", body, timeout_s)
+
+    async def end_weight_update(self) -> None:
+        """Close an update; refused where none is open."""
+        await self._post("/end_weight_update", {})
+
+    async def _post(self, path: str, body: dict[str, Any] | None, timeout_s: float | None = None) -> None:
+        async with self._client(timeout_s or self._timeout_s) as client:
             await self._sent(client, "POST", path, body)
 
     async def _sent(
-        self, client: httpx.AsyncClient, method: str, path: str, body: dict[str, Any] | None
+        self,
+        client: httpx.AsyncClient,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        expected: Collection[int] = (httpx.codes.OK,),
     ) -> httpx.Response:
         try:
             reply = await client.request(method, path, json=body)
@@ -73,10 +104,12 @@ class EngineControl:
             raise EngineControlError(
                 f"{self.url}{path}: no answer ({cause}); the engine has to be restarted"
             ) from error
-        if reply.status_code != httpx.codes.OK:
+        if reply.status_code not in expected:
             raise EngineControlError(f"{self.url}{path}: refused with {reply.status_code}: {reply.text.strip()[:500]}")
         return reply
 
     def _client(self, timeout_s: float) -> httpx.AsyncClient:
         # No proxy of the site between the nodes of a run, and no certificates to read for what is plain HTTP.
-        return httpx.AsyncClient(base_url=self.url, timeout=timeout_s, trust_env=False, verify=False)
+        return httpx.AsyncClient(
+            base_url=self.url, headers=self._headers, timeout=timeout_s, trust_env=False, verify=False
+        )

@@ -22,6 +22,9 @@ _HARMFUL: Final = frozenset(
         "LD_PRELOAD",
         # Log-probs must be those of the distribution that was sampled from, divided by the temperature.
         "SGLANG_RETURN_ORIGINAL_LOGPROB",
+        # They have other programs answer HTTP than the one that asks for the key.
+        "SGLANG_RUST_SERVER",
+        "SGLANG_HTTP_SERVER_APP_PATH",
         # Of the trainer's process groups.
         "RANK",
         "WORLD_SIZE",
@@ -69,7 +72,7 @@ def engine_environment(
         # SGLang wants cores named for each rank of an engine, and without AMX binds nothing to them.
         own["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(["0"] * process.num_gpus)
         own["PYTHONPATH"] = ":".join(filter(None, [str(CPU_SITE), kept.get("PYTHONPATH")]))
-    if interface := _interface(config, process):
+    if interface := group_interface(process.meeting_host, config.hosts.fabric_interface):
         own |= {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
     return kept | own
 
@@ -78,17 +81,16 @@ def _is_harmful(name: str) -> bool:
     return name in _HARMFUL or name.startswith(_HARMFUL_PREFIXES) or name.lower().endswith("_proxy")
 
 
-def _interface(config: Config, process: EngineProcess) -> str | None:
-    """The network interface of the engine's process groups; None leaves the choice to NCCL and gloo.
+def group_interface(address: str, fabric_interface: str | None) -> str | None:
+    """The network interface of process groups that meet at `address`; None leaves the choice to NCCL and gloo.
 
     Gloo takes the address that the host's name resolves to, which other hosts may not reach.
     """
-    if _is_loopback(process.rendezvous_host):
-        return "lo"
-    return config.hosts.fabric_interface
+    return "lo" if is_loopback(address) else fabric_interface
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether what listens at `address` is reached from its own host only."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:

@@ -28,6 +28,8 @@ class EngineStatus:
     in_flight: int
     reason: str
     """Why it is not up; empty if it is."""
+    finished: int = 0
+    """Responses that came to their end here since it was added."""
 
 
 @dataclass(eq=False)
@@ -44,6 +46,8 @@ class Engine:
     misses: int = 0
     """Health checks without an answer, in a row."""
     probe: asyncio.Task[None] | None = None
+    finished: int = 0
+    """Responses that came to their end here."""
 
     @property
     def name(self) -> str:
@@ -53,7 +57,7 @@ class Engine:
     @property
     def status(self) -> EngineStatus:
         """For people."""
-        return EngineStatus(self.name, self.state, self.weight_version, len(self.reads), self.reason)
+        return EngineStatus(self.name, self.state, self.weight_version, len(self.reads), self.reason, self.finished)
 
 
 class Fleet:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from r1hpc.cluster.ports import PortBand
@@ -58,6 +60,11 @@ class EngineProcess:
         return f"engine{self.engine}" + (f"-node{self.node_rank}" if self.num_nodes > 1 else "")
 
     @property
+    def meeting_host(self) -> str:
+        """Where the engine's processes meet, with nothing that keeps strangers out; loopback where that will do."""
+        return "127.0.0.1" if self.num_nodes == 1 else self.rendezvous_host
+
+    @property
     def url(self) -> str:
         """Where the whole engine is spoken to: the HTTP server of rank 0."""
         return f"http://{bracketed(self.rendezvous_host)}:{self.head_http_port}"
@@ -75,6 +82,8 @@ def place_engines(
 
     An engine takes whole hosts, or a part that divides one. Raises EnginePlacementError.
     """
+    for host in hosts:
+        _check_address(host.address)
     world = len(hosts) * gpus_per_host
     if world % gpus_per_engine or (gpus_per_engine % gpus_per_host and gpus_per_host % gpus_per_engine):
         raise EnginePlacementError(
@@ -117,6 +126,15 @@ def _engine(engine: int, hosts: Sequence[EngineHost], slot: int, num_gpus: int) 
 
 def _first_port(host: EngineHost, slot: int) -> int:
     return host.band.engines[0] + slot * PORTS_PER_ENGINE
+
+
+def _check_address(address: str) -> None:
+    with suppress(ValueError):  # a name
+        if ipaddress.ip_address(address).is_unspecified:
+            raise EnginePlacementError(
+                f"an engine at {address} would listen on every network of its host: give the address in the fabric"
+                " (the hostfile, or hosts.fabric_interface)"
+            )
 
 
 def _check_ports(hosts: Sequence[EngineHost], slots: int) -> None:

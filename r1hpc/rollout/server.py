@@ -8,7 +8,6 @@ import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,23 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.config import Config
-from r1hpc.errors import R1hpcError
 from r1hpc.rollout import keeper
 from r1hpc.rollout.engine_args import boot_checkpoint, server_arguments
-from r1hpc.rollout.engine_control import EngineControl
+from r1hpc.rollout.engine_control import EngineControl, EngineControlError
 from r1hpc.rollout.engine_environment import engine_environment
 from r1hpc.rollout.engine_log import telling_lines
+from r1hpc.rollout.guarded_server import write_key
 from r1hpc.rollout.placement import EngineProcess
+from r1hpc.rollout.start_checks import EngineStartError, check_checkpoint, check_exposure, check_ports_free
 from r1hpc.rollout.versions import Capabilities, installed_capabilities
+
+__all__ = ["EngineExit", "EngineServer", "EngineStartError", "engine_exit"]
 
 _POLL_S = 0.25
 _LONGEST_BASE = 107 - len("/r1-engine-12345678/tmp12345678") - 8
 _MARGIN_S = keeper.REAP_S + 5.0
 """Seconds after the grace in which the keeper must have ended everything."""
-
-
-class EngineStartError(R1hpcError):
-    """An engine that did not come up, or whose port somebody else has; says where its log is and what it says."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +68,22 @@ class EngineServer:
         *,
         environment: Mapping[str, str] = os.environ,
         grace_s: float = 10.0,
+        secret: str | None = None,
     ) -> None:
         """`logs` is a directory; `grace_s` passes between SIGTERM and SIGKILL at the end.
 
-        Raises UnsupportedSglang and EngineArgumentError: the command line is made here.
+        `secret` is the key that every request must show, and never in a command line, an environment or a log; without
+        one the server starts on loopback only. Raises UnsupportedSglang and EngineArgumentError.
         """
         self.process = process
         self.capabilities: Capabilities = installed_capabilities()
         self.log = logs / f"{process.name}.log"
         """Of the last start; a restart has a log of its own."""
         self._logs = logs
-        self.control = EngineControl(process.url)
+        self.control = EngineControl(process.url, secret=secret)
         self._config = config
-        self._argv = server_arguments(config, process, self.capabilities).argv()
+        self._secret = secret
+        self._arguments = server_arguments(config, process, self.capabilities)
         self._inherited = dict(environment)
         self._grace_s = grace_s
         self._keeper: subprocess.Popen[bytes] | None = None
@@ -111,8 +112,9 @@ class EngineServer:
             raise EngineStartError(
                 f"{self.process.name} runs already, its keeper is pid {self._keeper.pid}; stop it first"
             )
-        _check_checkpoint(self.process, boot_checkpoint(self._config))
-        _check_ports_free(self.process)
+        check_exposure(self.process, self._secret)
+        check_checkpoint(self.process, boot_checkpoint(self._config))
+        check_ports_free(self.process)
         scratch = self._scratch = Path(tempfile.mkdtemp(prefix="r1-engine-", dir=_scratch_base()))
         try:
             self._keeper = self._start_keeper(scratch)
@@ -122,13 +124,18 @@ class EngineServer:
 
     def _start_keeper(self, scratch: Path) -> subprocess.Popen[bytes]:
         environment = engine_environment(self._config, self.process, self._inherited, scratch)
+        key_file = None
+        if self._secret is not None:
+            key_file = scratch / "key"
+            write_key(key_file, self._secret)
+        argv = self._arguments.argv(key_file=key_file)
         self.log = _unused_log(self._logs, self.process.name)
         with open(self.log, "xb") as log:
             return subprocess.Popen(
-                [sys.executable, "-I", "-S", keeper.__file__, str(self._grace_s), str(scratch), *self._argv],
+                [sys.executable, "-I", "-S", keeper.__file__, str(self._grace_s), str(scratch), *argv],
                 env=environment,
                 cwd=scratch,
-                # Never written to: it ends when we do, whatever kills us.
+                # It ends when we do, whatever kills us.
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -155,6 +162,7 @@ class EngineServer:
             if (end := self.ended()) is not None:
                 raise EngineStartError(f"{end.name} did not come up: it {end.told}")
             if healthy:
+                await self._check_guarded()
                 return time.monotonic() - began
             waited = time.monotonic() - began
             if waited > deadline_s:
@@ -164,12 +172,24 @@ class EngineServer:
                 )
             await asyncio.sleep(_POLL_S)
 
+    async def _check_guarded(self) -> None:
+        """Raise EngineStartError for a server that does what anybody asks, though it was given a key."""
+        try:
+            guarded = self._secret is None or await self.control.refuses_strangers()
+        except EngineControlError as error:
+            raise EngineStartError(f"{self.process.name} answers /health, but nothing else: {error}") from error
+        if not guarded:
+            raise EngineStartError(
+                f"{self.process.name} answers requests without its key: SGLang {self.capabilities.version} does not"
+                " serve HTTP as those do that r1hpc knows; leave out what is set under sglang: about how it serves"
+            )
+
     async def stop(self) -> None:
-        """End the server and all that it started: SIGTERM, then SIGKILL after the grace. Returns when all is gone."""
+        """End the server and all that it started, politely, and after the grace by SIGKILL; all is gone on return."""
         server = self._keeper
         if server is not None:
             if server.poll() is None:
-                server.send_signal(signal.SIGTERM)
+                _ask_to_stop(server)
                 await asyncio.to_thread(_wait, server, self._grace_s + _MARGIN_S)
             if server.stdin is not None:
                 server.stdin.close()
@@ -209,37 +229,17 @@ def _scratch_base() -> str:
     return own if len(own) <= _LONGEST_BASE else "/tmp"
 
 
-def _check_checkpoint(process: EngineProcess, directory: str) -> None:
-    """Refuse to start without a checkpoint: SGLang would take its path for a name on a hub, and say so in its way."""
-    if not (Path(directory) / "config.json").is_file():
-        raise EngineStartError(
-            f"{process.name}: {directory} is no checkpoint: it has no config.json; engines start from"
-            " ckpt.hf_checkpoint, and on CPU from ckpt.bf16_checkpoint, which the cast stage writes"
-        )
-
-
-def _check_ports_free(process: EngineProcess) -> None:
-    """Refuse to start where somebody listens: SGLang itself would fail minutes later, and less clearly."""
-    for port in (process.http_port, process.nccl_port, process.rendezvous_port):
-        here = process.rendezvous_host if port == process.rendezvous_port else process.host
-        if here != process.host:
-            continue
-        family = socket.AF_INET6 if ":" in here else socket.AF_INET
-        with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((here, port))
-            except OSError as error:
-                raise EngineStartError(
-                    f"{process.name}: port {port} on {here} cannot be had ({error.strerror}); it belongs to the band of"
-                    f" this run (hosts.port_base, hosts.port_span): end what listens there (ss -ltnp 'sport = :{port}')"
-                    " or set hosts.port_base"
-                ) from error
-
-
 def _said(log: Path) -> str:
     lines = telling_lines(log)
     return f"its log {log} ends:\n" + "\n".join(f"    {line}" for line in lines) if lines else f"its log {log} is empty"
+
+
+def _ask_to_stop(server: subprocess.Popen[bytes]) -> None:
+    """Not by SIGTERM, which is blocked in every process of a run: a preemption sends it to all of them."""
+    assert server.stdin is not None, "a keeper is started with a pipe"
+    with contextlib.suppress(BrokenPipeError):  # it has just ended
+        server.stdin.write(keeper.STOP)
+        server.stdin.flush()
 
 
 def _signal_name(number: int) -> str:

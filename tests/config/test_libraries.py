@@ -117,8 +117,8 @@ def test_known_names_pass_and_unknown_ones_are_told_with_the_nearest(write_confi
         ("sglang.tp_size=8", "cannot be set here: rollout_num_gpus_per_engine decides it"),
         (
             "sglang.api_key=word",
-            "cannot be set here: every user of a node can read the command line of an engine (ps), and the run itself"
-            " sends no key",
+            "cannot be set here: every attempt makes a key of its own, and no command line or configuration may have"
+            " one",
         ),
         ("sglang.port=3", "cannot be set here: hosts.port_base and hosts.port_span decide it"),
         ("sglang.nccl_port=3", "cannot be set here: hosts.port_base and hosts.port_span decide it"),

@@ -18,6 +18,7 @@ from r1hpc.rollout.placement import PORTS_PER_ENGINE, EngineHost, EngineProcess,
 from r1hpc.rollout.server import EngineServer
 
 ROOT = Path(__file__).parents[2]
+ENGINE_KEY = "the-key-of-the-shared-engine"
 START_S = 240.0
 """Deadline of a server's start: 25 s on a quiet machine."""
 
@@ -42,8 +43,8 @@ def rollout_config(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def engine_server(rollout_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineServer]:
-    """A healthy server that all tests share: leave it idle, awake and on its weights."""
-    server = EngineServer(rollout_config, engine_process(), tmp_path_factory.mktemp("logs"))
+    """A healthy server that all tests share, with ENGINE_KEY: leave it idle, awake and on its weights."""
+    server = EngineServer(rollout_config, engine_process(), tmp_path_factory.mktemp("logs"), secret=ENGINE_KEY)
     server.start()
     try:
         asyncio.run(server.wait_until_healthy(START_S))
@@ -66,8 +67,11 @@ def engine_process(index: int = 0) -> EngineProcess:
 
 
 def _free_ports(count: int, index: int) -> int:
-    """First of the ports that are free now, below those that the kernel gives to outgoing connections."""
-    start = 20_000 + (os.getpid() + index) * count % 8_000
+    """First of the ports that are free now, below those that the kernel gives to outgoing connections.
+
+    Workers of pytest-xdist have pids that follow each other, and look for ports at the same time: each has four places.
+    """
+    start = 23_000 + (4 * os.getpid() + index) * count % 8_000
     return next(first for first in range(start, 32_000, count) if all(map(_is_free, range(first, first + count))))
 
 

@@ -14,6 +14,7 @@ from r1hpc.rollout.dispatch import Dispatcher
 from r1hpc.rollout.protocol import EngineRefusal, Request
 from r1hpc.rollout.sampling import SamplingParams
 from r1hpc.types import Generation
+from tests.rollout.conftest import ENGINE_KEY
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -33,7 +34,7 @@ def check_logprobs(got: Generation) -> None:
 
 def test_a_response_that_goes_on_from_its_first_tokens_is_the_same_response(engine_url: str) -> None:
     async def test() -> None:
-        async with EngineClient(engine_url, concurrency=4) as client:
+        async with EngineClient(engine_url, concurrency=4, secret=ENGINE_KEY) as client:
             version = await client.weight_version()
             whole = await client.generate(ask(200))
             check_logprobs(whole)
@@ -53,7 +54,7 @@ def test_a_response_that_goes_on_from_its_first_tokens_is_the_same_response(engi
 def test_stop_keeps_what_there_is_and_leaves_no_running_request(engine_url: str) -> None:
     async def test() -> None:
         dispatcher = Dispatcher()
-        client = EngineClient(engine_url, concurrency=6)
+        client = EngineClient(engine_url, concurrency=6, secret=ENGINE_KEY)
         dispatcher.add(client)
         dispatcher.start()
         try:
@@ -84,7 +85,7 @@ def test_stop_keeps_what_there_is_and_leaves_no_running_request(engine_url: str)
 
 def test_a_prompt_beyond_the_context_is_refused_and_said_why(engine_url: str) -> None:
     async def test() -> None:
-        async with EngineClient(engine_url, concurrency=1) as client:
+        async with EngineClient(engine_url, concurrency=1, secret=ENGINE_KEY) as client:
             wrong = Request(numpy.full(300_000, 20, numpy.int32), ask(4).params, "wrong")
             with pytest.raises(EngineRefusal, match=r"wrong: status 400: .*context length"):
                 await client.generate(wrong)
@@ -95,7 +96,7 @@ def test_a_prompt_beyond_the_context_is_refused_and_said_why(engine_url: str) ->
 
 def test_health_and_flush(engine_url: str) -> None:
     async def test() -> None:
-        async with EngineClient(engine_url, concurrency=1) as client:
+        async with EngineClient(engine_url, concurrency=1, secret=ENGINE_KEY) as client:
             await client.health()
             await client.flush()
 

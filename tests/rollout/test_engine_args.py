@@ -25,7 +25,7 @@ R1_COMMON = (
 )
 FORCED = (
     "--skip-server-warmup --enable-metrics --incremental-streaming-output --log-level-http warning"
-    " --disable-shared-experts-fusion"
+    " --disable-shared-experts-fusion --custom-weight-loader r1hpc.sync.engine_loader.load"
 )
 
 
@@ -67,7 +67,7 @@ def test_the_command_of_the_second_engine_of_a_host_of_the_rehearsal() -> None:
     process = placed(config, ["127.0.0.2"])[1]
     assert " ".join(server_arguments(config, process, KNOWN).argv("python")) == (
         "python -m sglang.launch_server --model-path /shared/tiny-r1-bf16 --host 127.0.0.2 --port 26224"
-        " --nccl-port 26225 --nnodes 1 --node-rank 0 --dist-init-addr 127.0.0.2:26226"
+        " --nccl-port 26225 --nnodes 1 --node-rank 0 --dist-init-addr 127.0.0.1:26226"
         " --tp-size 1 --mem-fraction-static 0.1"
         " --device cpu --dtype float32 --attention-backend torch_native --disable-overlap-schedule --sleep-on-idle"
         f" --random-seed 1235 {FORCED} --max-total-tokens 8192"

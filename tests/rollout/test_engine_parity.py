@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from r1hpc.rollout.guard import authorization
+from tests.rollout.conftest import ENGINE_KEY
+
 PROMPTS = [[1, 5, 6, 7, 8], [1, *range(40, 61)], [1]]
 TOKENS = 48
 CLOSE = 1e-4
@@ -28,7 +31,9 @@ def test_logprobs_are_those_of_the_distribution_that_was_sampled_from(
 ) -> None:
     sampling = {"temperature": temperature, "max_new_tokens": TOKENS, "ignore_eos": True}
     body = {"input_ids": PROMPTS, "sampling_params": sampling, "return_logprob": True}
-    replies = httpx.post(f"{engine_url}/generate", json=body, timeout=120, trust_env=False).json()
+    replies = httpx.post(
+        f"{engine_url}/generate", json=body, headers=authorization(ENGINE_KEY), timeout=120, trust_env=False
+    ).json()
     for prompt, reply in zip(PROMPTS, replies, strict=True):
         logprobs, tokens, _ = zip(*reply["meta_info"]["output_token_logprobs"], strict=True)
         assert list(tokens) == reply["output_ids"]

@@ -112,3 +112,24 @@ def test_the_server_ends_when_its_keeper_is_killed() -> None:
     process.kill()
     assert_gone([server])
     kill(child, signal.SIGKILL)  # SGLang's own children ask the kernel to die with their parent; this one did not
+
+
+def test_a_server_started_where_sigterm_is_blocked_outlives_a_preemption_and_still_stops_politely() -> None:
+    """A scheduler's SIGTERM and SIGUSR1 reach every process of a job; those of a run have both blocked."""
+    blocked = (signal.SIGTERM, signal.SIGUSR1)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        process, family = started(GROUP)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for number in blocked:
+        for pid in (process.pid, *family):
+            kill(pid, number)
+    time.sleep(0.5)
+    assert process.poll() is None
+    assert [pid for pid in family if is_alive(pid)] == family
+    assert process.stdin is not None
+    process.stdin.write(keeper.STOP.decode())
+    process.stdin.flush()
+    assert process.wait(10) == keeper.SIGNALLED + signal.SIGINT
+    assert not [pid for pid in family if is_alive(pid)]

@@ -60,3 +60,16 @@ def test_engines_that_do_not_divide_the_hosts_are_refused(count: int, per_host: 
 def test_a_band_too_small_for_the_engines_of_a_host_names_the_span_to_set() -> None:
     with pytest.raises(EnginePlacementError, match=r"8 engines \* 24 ports = 192; set hosts.port_span to 384 or more"):
         place_engines(hosts(1, PortBand(26000, 200)), 8, 1)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_an_address_that_means_every_network_is_refused(address: str) -> None:
+    with pytest.raises(EnginePlacementError, match=f"an engine at {address} would listen on every network"):
+        place_engines([EngineHost("10.0.0.1", BAND), EngineHost(address, BAND)], 8, 8)
+
+
+def test_an_engine_of_one_host_meets_on_loopback_where_nobody_else_can_join() -> None:
+    ((alone,),) = place_engines(hosts(1), gpus_per_host=8, gpus_per_engine=8)
+    ((head, other),) = place_engines(hosts(2), gpus_per_host=8, gpus_per_engine=16)
+    assert (alone.meeting_host, alone.url) == ("127.0.0.1", "http://10.0.0.1:26200")
+    assert (head.meeting_host, other.meeting_host) == ("10.0.0.1", "10.0.0.1")

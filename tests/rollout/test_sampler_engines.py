@@ -20,6 +20,7 @@ from r1hpc.rollout.group import SamplerError
 from r1hpc.rollout.protocol import BOOT_VERSION
 from r1hpc.rollout.sampler import Rollout, Sampler
 from r1hpc.types import Prompt
+from tests.rollout.conftest import ENGINE_KEY
 from tests.rollout.fake_engine import FakeEngine, Fault, expected_response, prompt_for
 from tests.rollout.scripted import Alternating, decode
 from tests.rollout.scripted import rollout_config as make_config
@@ -154,13 +155,13 @@ def test_a_rollout_of_a_real_server_is_aborted_to_the_last_request(engine_url: s
 
     async def run() -> None:
         dispatcher = Dispatcher(QUICK)
-        dispatcher.add(EngineClient(engine_url, concurrency=8))
+        dispatcher.add(EngineClient(engine_url, concurrency=8, secret=ENGINE_KEY))
         given = rollout_config.rollout.model_dump() | {"rollout_batch_size": 3, "over_sampling_batch_size": 8}
         config = type(rollout_config.rollout)(**given)
         sampler = Sampler(config, Ascending(), dispatcher, Alternating(), decode, GroupFilter.of(config))
         try:
             rollout = await sampler.rollout(0, BOOT_VERSION)
-            client = EngineClient(engine_url, concurrency=1)
+            client = EngineClient(engine_url, concurrency=1, secret=ENGINE_KEY)
             assert await client.running() == 0
             await client.close()
         finally:

@@ -8,7 +8,9 @@ from typing import Any
 
 import httpx
 
+from r1hpc.rollout.guard import authorization
 from r1hpc.rollout.server import EngineServer
+from tests.rollout.conftest import ENGINE_KEY
 
 LONG = {
     "rid": "long",
@@ -28,7 +30,7 @@ def test_an_abort_ends_a_request_with_the_tokens_that_it_had(engine_url: str) ->
     async def abort_at_the_third_token() -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = []
         async with (
-            httpx.AsyncClient(base_url=engine_url, timeout=60, trust_env=False) as client,
+            client_of(engine_url) as client,
             client.stream("POST", "/generate", json=LONG) as reply,
         ):
             async for line in reply.aiter_lines():
@@ -65,5 +67,9 @@ def test_memory_is_released_by_tag_and_the_server_generates_the_same_after_the_r
 
 async def greedy(url: str) -> list[int]:
     body = {"input_ids": [5, 6, 7], "sampling_params": {"temperature": 0.0, "max_new_tokens": 8, "ignore_eos": True}}
-    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+    async with client_of(url) as client:
         return list((await client.post("/generate", json=body)).json()["output_ids"])
+
+
+def client_of(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, headers=authorization(ENGINE_KEY), timeout=60, trust_env=False)

@@ -14,9 +14,11 @@ from torch import Tensor
 from r1hpc.checkpoint.conversion import make_slices, plan_conversion
 from r1hpc.checkpoint.convert import convert_all
 from r1hpc.checkpoint.hf_checkpoint import open_checkpoint
+from r1hpc.rollout.guard import authorization
 from r1hpc.train.actor import TrainActor
 from r1hpc.train.schedule import collate_here
 from r1hpc.types import Sample
+from tests.rollout.conftest import ENGINE_KEY
 from tests.train.parity.run import Case, Grid, Models, on_every_rank
 
 PROMPTS = [[1, 5, 6, 7, 8], [1, *range(40, 61)], [1, 9]]
@@ -55,7 +57,9 @@ def generated(engine_url: str, temperature: float) -> list[Sample]:
     """Responses of the engine with its own log-probs."""
     sampling = {"temperature": temperature, "max_new_tokens": TOKENS, "ignore_eos": True}
     body = {"input_ids": PROMPTS, "sampling_params": sampling, "return_logprob": True}
-    replies = httpx.post(f"{engine_url}/generate", json=body, timeout=120, trust_env=False).json()
+    replies = httpx.post(
+        f"{engine_url}/generate", json=body, headers=authorization(ENGINE_KEY), timeout=120, trust_env=False
+    ).json()
     samples = []
     for index, (prompt, reply) in enumerate(zip(PROMPTS, replies, strict=True)):
         logprobs, tokens, _ = zip(*reply["meta_info"]["output_token_logprobs"], strict=True)

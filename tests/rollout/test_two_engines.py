@@ -19,7 +19,7 @@ from r1hpc.rollout.protocol import BOOT_VERSION
 from r1hpc.rollout.sampler import Rollout, Sampler
 from r1hpc.rollout.server import EngineServer
 from r1hpc.types import Prompt
-from tests.rollout.conftest import START_S, engine_process
+from tests.rollout.conftest import ENGINE_KEY, START_S, engine_process
 from tests.rollout.scripted import Alternating, decode
 
 GROUPS, SAMPLES = 6, 4
@@ -48,11 +48,13 @@ def test_a_server_killed_in_the_middle_costs_no_group_and_doubles_none(
 ) -> None:
     async def run() -> tuple[Rollout, Alternating, list[str]]:
         lost: list[str] = []
-        async with EngineServer(rollout_config, engine_process(1), tmp_path) as second:
+        async with EngineServer(rollout_config, engine_process(1), tmp_path, secret=ENGINE_KEY) as second:
             await second.wait_until_healthy(START_S)
             dispatcher = Dispatcher(DispatchLimits(backoff_s=0.05), on_down=lambda name, _: lost.append(name))
             for server in (engine_server, second):
-                dispatcher.add(EngineClient(server.process.url, concurrency=12, name=server.process.name))
+                dispatcher.add(
+                    EngineClient(server.process.url, concurrency=12, name=server.process.name, secret=ENGINE_KEY)
+                )
             fields = {
                 "rollout_batch_size": GROUPS,
                 "over_sampling_batch_size": GROUPS,
@@ -63,7 +65,7 @@ def test_a_server_killed_in_the_middle_costs_no_group_and_doubles_none(
             rewards = Alternating()
             sampler = Sampler(config, Numbered(), dispatcher, rewards, decode, GroupFilter.of(config))
             rolling = asyncio.create_task(sampler.rollout(0, BOOT_VERSION))
-            watcher = EngineClient(second.process.url, concurrency=1)
+            watcher = EngineClient(second.process.url, concurrency=1, secret=ENGINE_KEY)
             while not await watcher.running():
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)  # some tokens have come by now
