@@ -1,0 +1,139 @@
+"""One attempt to give some engines all weights: payload by payload, each engine by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any
+
+from r1hpc.errors import R1hpcError
+from r1hpc.rollout.engine_args import WEIGHT_LOADER
+from r1hpc.rollout.engine_control import EngineControl, EngineControlError
+from r1hpc.stopwatch import Stopwatch
+from r1hpc.sync.endpoint import Couriers, EngineEndpoint
+from r1hpc.sync.outline import SyncError, SyncOutcome, SyncOutline
+from r1hpc.sync.report import SyncReport
+
+NO_VERSION = "default"
+"""What SGLang calls weights that nobody published: protocol.BOOT_VERSION."""
+
+_SHARE = 4
+"""An engine may keep one payload for this part of the whole time; then it is given up."""
+
+
+class Attempt:
+    """Drives trainers and engines through one sync. Used once."""
+
+    def __init__(
+        self,
+        couriers: Couriers,
+        engines: Sequence[EngineEndpoint],
+        version: int,
+        timeout_s: float,
+        full_check: bool,
+    ) -> None:
+        self._couriers = couriers
+        self._engines = engines
+        self._version = version
+        self._timeout_s = timeout_s
+        self._full_check = full_check
+        self._failed: dict[str, str] = {}
+        self._clock = Stopwatch()
+
+    async def run(self) -> SyncReport:
+        """What came of it; raises what the trainers raise, and SyncError past the deadline."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._run()
+        except TimeoutError as error:
+            raise SyncError(
+                f"weights {self._version}: not with the engines within {self._timeout_s:g} s (sync.timeout_s);"
+                f" {len(self._failed)} of {len(self._engines)} had failed by then"
+            ) from error
+
+    async def _run(self) -> SyncReport:
+        await self._each(self._open(engine) for engine in self._engines)
+        outcomes: list[SyncOutcome] = []
+        try:
+            outline = await self._couriers.begin_sync([engine.target for engine in self._engines], self._full_check)
+            with self._clock.part("send"):
+                await self._send(outline)
+        finally:
+            outcomes = await self._couriers.end_sync()
+        with self._clock.part("check"):
+            self._judge(outcomes)
+            await self._each(self._stamp(engine) for engine in self._alive)
+        return SyncReport(
+            version=self._version,
+            published=tuple(engine.name for engine in self._alive),
+            failed=self._failed,
+            buckets=outline.buckets,
+            bytes_per_gpu=outline.bytes_per_gpu,
+            seconds={**_slowest(outcomes), **self._clock.seconds},
+        )
+
+    @property
+    def _alive(self) -> list[EngineEndpoint]:
+        return [engine for engine in self._engines if engine.name not in self._failed]
+
+    async def _send(self, outline: SyncOutline) -> None:
+        """The next payload is prepared while the engines take one; it is in the memory of the one before."""
+        payloads = await self._couriers.offer(0)
+        for bucket in range(outline.buckets):
+            if not self._alive:
+                return
+            taking = asyncio.gather(*(self._take(engine, payloads) for engine in self._alive))
+            try:
+                if bucket + 1 < outline.buckets:
+                    payloads = await self._couriers.offer(bucket + 1)
+            finally:
+                await taking
+
+    async def _take(self, engine: EngineEndpoint, payloads: Sequence[str | None]) -> None:
+        mine = [payload for rank in engine.ranks if (payload := payloads[rank]) is not None]
+        assert len(mine) == len(engine.ranks), f"{engine.name}: {len(mine)} payloads for {len(engine.ranks)} ranks"
+        await self._guarded(engine, engine.control.update_weights(mine, WEIGHT_LOADER, self._timeout_s / _SHARE))
+
+    async def _open(self, engine: EngineEndpoint) -> None:
+        await self._guarded(engine, self._opened(engine))
+
+    async def _opened(self, engine: EngineEndpoint) -> None:
+        # From here on it has no version, whatever becomes of this: its replies say so, and are dropped.
+        await engine.control.set_weight_version(NO_VERSION)
+        if engine.known.bracketed_update:
+            with contextlib.suppress(EngineControlError):
+                await engine.control.end_weight_update()  # left open by an attempt that failed
+            await engine.control.begin_weight_update()
+
+    async def _stamp(self, engine: EngineEndpoint) -> None:
+        await self._guarded(engine, self._stamped(engine.control, engine.known.bracketed_update))
+
+    async def _stamped(self, control: EngineControl, bracketed: bool) -> None:
+        if bracketed:
+            await control.end_weight_update()
+        await control.flush_cache()
+        await control.set_weight_version(str(self._version))
+        if (said := await control.weight_version()) != str(self._version):
+            raise SyncError(f"{control.url} says that its weights are {said}, not {self._version}")
+
+    def _judge(self, outcomes: Sequence[SyncOutcome]) -> None:
+        for engine in self._alive:
+            faults = [f"rank {rank}: {fault}" for rank in engine.ranks for fault in outcomes[rank].faults]
+            if faults:
+                self._failed[engine.name] = "; ".join(faults)
+
+    async def _guarded(self, engine: EngineEndpoint, work: Coroutine[Any, Any, None]) -> None:
+        """Do it; what goes wrong is this engine's alone."""
+        try:
+            await work
+        except R1hpcError as error:
+            self._failed[engine.name] = str(error)
+
+    async def _each(self, works: Iterable[Coroutine[Any, Any, None]]) -> None:
+        await asyncio.gather(*works)
+
+
+def _slowest(outcomes: Sequence[SyncOutcome]) -> dict[str, float]:
+    parts = {part for outcome in outcomes for part in outcome.seconds}
+    return {part: max(outcome.seconds.get(part, 0.0) for outcome in outcomes) for part in sorted(parts)}

@@ -1,0 +1,181 @@
+"""Moving one bucket between trainer ranks: parts to the assemblers, segments to the couriers. Collective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from r1hpc.checkpoint.collective import as_error
+from r1hpc.errors import R1hpcError
+from r1hpc.stopwatch import Stopwatch
+from r1hpc.sync.buckets import Bucket, Item, Segment
+from r1hpc.sync.catalog import Assembly
+from r1hpc.sync.encoding import encode, is_sent_as_it_is
+from r1hpc.sync.form import SyncForm
+
+
+class Delivery:
+    """One rank's part in moving buckets.
+
+    Whatever fails on this rank is kept as `failure` and the exchange goes on with wrong bytes: the others wait for it.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        form: SyncForm,
+        device: torch.device,
+        couriers: tuple[int, ...],
+        group: ProcessGroup | None,
+        clock: Stopwatch,
+    ) -> None:
+        """group: of the couriers; null where they are all ranks."""
+        self._weights = weights
+        self._form = form
+        self._device = device
+        self._couriers = couriers
+        self._group = group
+        self._clock = clock
+        self._rank = dist.get_rank()
+        self.failure: R1hpcError | None = None
+
+    def move(self, bucket: Bucket, payload: Tensor | None) -> None:
+        """Fill `payload`, [size] uint8, with this courier's bytes of the bucket; null on ranks that carry nothing."""
+        segments = self._places(bucket, payload)
+        with self._clock.part("gather"):
+            gathered = self._gather(bucket, segments)
+        with self._clock.part("quantize"):
+            self._encode(bucket, segments, gathered)
+            self._finish()
+        del gathered
+        with self._clock.part("deliver"):
+            self._deliver(bucket, segments)
+            self._finish()
+
+    def _places(self, bucket: Bucket, payload: Tensor | None) -> dict[int, Tensor]:
+        """The bytes of each segment that this rank puts together or is given, by its place in the bucket."""
+        places: dict[int, Tensor] = {}
+        begin = 0
+        for index, segment in enumerate(bucket.segments):
+            if self._rank in segment.couriers:
+                assert payload is not None
+                places[index] = payload[begin : begin + segment.size]
+                begin += segment.size
+            elif self._rank == segment.assembler:
+                places[index] = torch.empty(segment.size, dtype=torch.uint8, device=self._device)
+        return places
+
+    def _gather(self, bucket: Bucket, segments: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """The tensors that this rank puts together, by name: whole, in the dtype that they are trained in."""
+        wholes: dict[str, Tensor] = {}
+        arrived: list[tuple[Tensor, Tensor]] = []
+        exchange: list[dist.P2POp] = []
+        for index, segment in enumerate(bucket.segments):
+            for item in segment.items:
+                if segment.assembler == self._rank:
+                    wholes[item.assembly.name.hf] = self._whole(item, segments[index])
+                    self._receive_parts(item.assembly, wholes[item.assembly.name.hf], exchange, arrived)
+                else:
+                    self._send_parts(item.assembly, exchange)
+        _exchange(exchange)
+        for place, part in arrived:
+            place.copy_(part.view(place.dtype).view(place.shape))
+        return wholes
+
+    def _whole(self, item: Item, segment: Tensor) -> Tensor:
+        """Room for a tensor: where it is sent from, if nothing is done with it in between."""
+        assembly = item.assembly
+        if is_sent_as_it_is(assembly.name, self._form):
+            return _view(item, 0, segment)
+        return torch.empty(assembly.name.shape, dtype=assembly.dtype, device=self._device)
+
+    def _receive_parts(
+        self, assembly: Assembly, whole: Tensor, exchange: list[dist.P2POp], arrived: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        for part in assembly.parts:
+            place = whole[part.slices(assembly.name)]
+            if part.holding.rank == self._rank:
+                place.copy_(part.holding.take(self._weights, part.box).view(place.shape), non_blocking=True)
+            elif place.is_contiguous():
+                exchange.append(dist.P2POp(dist.irecv, _bytes(place), part.holding.rank))
+            else:
+                room = torch.empty(place.numel() * place.itemsize, dtype=torch.uint8, device=self._device)
+                exchange.append(dist.P2POp(dist.irecv, room, part.holding.rank))
+                arrived.append((place, room))
+
+    def _send_parts(self, assembly: Assembly, exchange: list[dist.P2POp]) -> None:
+        for part in assembly.parts:
+            if part.holding.rank == self._rank:
+                taken = part.holding.take(self._weights, part.box).to(self._device, non_blocking=True).contiguous()
+                exchange.append(dist.P2POp(dist.isend, _bytes(taken), assembly.assembler))
+
+    def _encode(self, bucket: Bucket, segments: Mapping[int, Tensor], gathered: Mapping[str, Tensor]) -> None:
+        for index, segment in enumerate(bucket.segments):
+            if segment.assembler != self._rank:
+                continue
+            for item in segment.items:
+                name = item.assembly.name
+                if is_sent_as_it_is(name, self._form):
+                    continue
+                try:
+                    out = [_view(item, number, segments[index]) for number in range(len(item.tensors))]
+                    encode(name, gathered[name.hf], self._form, out)
+                except Exception as error:
+                    self.failure = self.failure or as_error(error, f"{name.hf}: could not be encoded")
+
+    def _deliver(self, bucket: Bucket, segments: Mapping[int, Tensor]) -> None:
+        exchange: list[dist.P2POp] = []
+        for index, segment in enumerate(bucket.segments):
+            for courier in self._addressees(segment):
+                if self._rank == segment.assembler:
+                    exchange.append(dist.P2POp(dist.isend, segments[index], courier))
+                elif self._rank == courier:
+                    exchange.append(dist.P2POp(dist.irecv, segments[index], segment.assembler))
+        _exchange(exchange)
+        if self._rank not in self._couriers or len(self._couriers) == 1:
+            return
+        works = [
+            dist.broadcast(segments[index], src=self._source(segment), group=self._group, async_op=True)
+            for index, segment in enumerate(bucket.segments)
+            if self._is_for_all(segment)
+        ]
+        for work in works:
+            work.wait()
+
+    def _addressees(self, segment: Segment) -> list[int]:
+        """Whom the assembler sends it to: of what is for all, one courier if it is none itself, who broadcasts it."""
+        if self._is_for_all(segment):
+            return [courier for courier in [self._source(segment)] if courier != segment.assembler]
+        return [courier for courier in segment.couriers if courier != segment.assembler]
+
+    def _is_for_all(self, segment: Segment) -> bool:
+        return segment.couriers == self._couriers
+
+    def _source(self, segment: Segment) -> int:
+        return segment.assembler if segment.assembler in self._couriers else self._couriers[0]
+
+    def _finish(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _exchange(operations: list[dist.P2POp]) -> None:
+    """All at once: ranks list the messages between any two in the same order, and none waits for another."""
+    if operations:
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+
+
+def _view(item: Item, number: int, segment: Tensor) -> Tensor:
+    packed = item.tensors[number]
+    data = segment[packed.begin : packed.begin + packed.sent.size_bytes]
+    return data.view(packed.sent.dtype).view(packed.sent.shape)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Its memory: gloo and NCCL differ in the dtypes that they know."""
+    return tensor.view(-1).view(torch.uint8)

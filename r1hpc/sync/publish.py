@@ -1,0 +1,45 @@
+"""Giving engines the trainers' weights: the driver's part, which moves no weight itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from r1hpc.sync.attempt import Attempt
+from r1hpc.sync.endpoint import Couriers, EngineEndpoint
+from r1hpc.sync.report import SyncReport
+
+__all__ = ["Couriers", "EngineEndpoint", "SyncReport", "publish"]
+
+logger = logging.getLogger(__name__)
+
+
+async def publish(
+    couriers: Couriers,
+    engines: Sequence[EngineEndpoint],
+    version: int,
+    *,
+    timeout_s: float,
+    full_check: bool = False,
+) -> SyncReport:
+    """Give these engines the weights of the trainers' host copy and stamp them with `version`.
+
+    The engines are idle and have memory for weights. One that fails does not stop the others; if it still answers it is
+    tried once more. What the trainers raise is raised, and then no engine has a version.
+    timeout_s: for one attempt; an engine has a part of it for each payload, so that one that hangs leaves time for the
+    others.
+    """
+    began = time.monotonic()
+    first = await Attempt(couriers, engines, version, timeout_s, full_check).run()
+    again = [engine for engine in engines if engine.name in first.failed and await engine.control.is_healthy()]
+    second = None
+    if again:
+        for engine in again:
+            logger.warning("%s: sync failed and is tried again: %s", engine.name, first.failed[engine.name])
+        second = await Attempt(couriers, again, version, timeout_s, full_check).run()
+    report = first if second is None else first.retried_by(second)
+    for name, reason in report.failed.items():
+        logger.error("%s: has no weights and has to be started again: %s", name, reason)
+    return replace(report, seconds={**report.seconds, "total": time.monotonic() - began})

@@ -1,0 +1,197 @@
+"""One trainer rank's part of a sync: gives its elements, puts tensors together, hands payloads to the engine beside."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from r1hpc.checkpoint.collective import as_error, everyones, raise_together
+from r1hpc.errors import R1hpcError
+from r1hpc.plan.model_shape import ModelShape
+from r1hpc.stopwatch import Stopwatch
+from r1hpc.sync.buckets import Bucket, make_bucket, pack, payload_sizes
+from r1hpc.sync.catalog import Assembly, holdings, plan_assemblies
+from r1hpc.sync.checksum import checksum
+from r1hpc.sync.delivery import Delivery
+from r1hpc.sync.encoding import sent_tensors
+from r1hpc.sync.form import SyncForm
+from r1hpc.sync.hand_over import HandOver
+from r1hpc.sync.order import Order, Placed, Work
+from r1hpc.sync.outline import SyncError, SyncOutcome, SyncOutline, SyncTarget
+from r1hpc.sync.routes import Routes
+from r1hpc.train.checkpoint.pieces import HeldModel
+
+SAMPLES = 8
+"""Weights that each sync reads back out of the engines."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One payload of a sync."""
+
+    work: Work
+    bucket: Bucket
+
+
+class WeightPublisher:
+    """Every method is collective: all trainer ranks call it, in the same order, with the same arguments.
+
+    What goes wrong on one rank is raised on all; what goes wrong in an engine is told by `end`, and the others go on.
+    """
+
+    def __init__(
+        self,
+        actor_weights: Callable[[], Mapping[str, Tensor]],
+        held: HeldModel,
+        shape: ModelShape,
+        form: SyncForm,
+        *,
+        device: torch.device,
+        bucket_bytes: int,
+    ) -> None:
+        """actor_weights: the host's copy "actor". device: of the process group and of the engine's rank beside."""
+        self._actor_weights = actor_weights
+        self._holdings = holdings(held, dist.get_rank())
+        self._shape = shape
+        self._form = form
+        self._device = device
+        self._bucket_bytes = bucket_bytes
+        self._assemblies: tuple[Assembly, ...] | None = None
+        self._groups: dict[tuple[int, ...], ProcessGroup] = {}
+        self._num_syncs = 0
+        self._sync: _Sync | None = None
+
+    def begin(self, targets: Sequence[SyncTarget], full_check: bool = False) -> SyncOutline:
+        """Plan a sync to these engines; what an earlier one left open is given up.
+
+        full_check: compare every weight of the engines afterwards, not samples alone.
+        """
+        self.end()
+        if self._assemblies is None:
+            self._assemblies = plan_assemblies(self._shape, everyones(self._holdings))
+        weights = self._weights()
+        routes = Routes(tuple(targets), self._shape.num_experts)
+        buckets = pack(self._assemblies, self._form, routes.to, self._bucket_bytes)
+        samples = self._samples(self._assemblies)
+        compared = buckets if full_check else (make_bucket(samples, self._form, routes.to),)
+        steps = [
+            Step("begin", Bucket(())),
+            *(Step("load", bucket) for bucket in buckets),
+            *(Step("compare", bucket) for bucket in compared),
+        ]
+        clock = Stopwatch()
+        couriers = routes.couriers
+        delivery = Delivery(weights, self._form, self._device, couriers, self._group(couriers), clock)
+        sizes = [payload_sizes(bucket) for bucket in buckets]
+        hand_over = HandOver(self._device, self._usual_bytes(sizes)) if dist.get_rank() in couriers else None
+        self._sync = _Sync(steps, delivery, hand_over, clock)
+        self._num_syncs += 1
+        return SyncOutline(
+            buckets=len(steps),
+            bytes_per_gpu=max(sum(size[courier] for size in sizes) for courier in couriers),
+            bucket_bytes=max(max(size.values()) for size in sizes),
+            samples=tuple(assembly.name.hf for assembly in ([] if full_check else samples)),
+        )
+
+    def offer(self, bucket: int) -> str | None:
+        """The payload of this bucket for the engine's rank beside; null where this rank is no courier.
+
+        It stays as it is until the next offer but one: by then the engine must have answered.
+        """
+        if self._sync is None:
+            raise SyncError(f"bucket {bucket} is of no sync: begin one first")
+        return self._sync.offer(bucket)
+
+    def end(self) -> SyncOutcome:
+        """Give the memory of the payloads back, and say what the engine's rank beside made of them. Not collective."""
+        if self._sync is None:
+            return SyncOutcome()
+        sync, self._sync = self._sync, None
+        return sync.end()
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        weights: Mapping[str, Tensor] = {}
+        failure: R1hpcError | None = None
+        try:
+            weights = self._actor_weights()
+        except Exception as error:  # whatever it is, the others wait for this rank
+            failure = as_error(error, "the host's copy of the weights")
+        raise_together([failure])
+        return weights
+
+    def _samples(self, assemblies: Sequence[Assembly]) -> list[Assembly]:
+        """Others each time, spread over the model; in the end each has been one."""
+        small = [a for a in assemblies if self._size(a) * SAMPLES <= self._bucket_bytes] or list(assemblies)
+        count = min(SAMPLES, len(small))
+        places = {(self._num_syncs + number * len(small) // count) % len(small) for number in range(count)}
+        return [small[place] for place in sorted(places)]
+
+    def _usual_bytes(self, sizes: Sequence[Counter[int]]) -> int:
+        """Of this courier's payloads, the largest that is no single tensor beyond the bound."""
+        return max((size[dist.get_rank()] for size in sizes if size[dist.get_rank()] <= self._bucket_bytes), default=0)
+
+    def _size(self, assembly: Assembly) -> int:
+        return sum(sent.size_bytes for sent in sent_tensors(assembly.name, assembly.dtype, self._form))
+
+    def _group(self, couriers: tuple[int, ...]) -> ProcessGroup | None:
+        """The couriers' own group, made once; null where they are all ranks."""
+        ranks = tuple(sorted(couriers))
+        if len(ranks) in (1, dist.get_world_size()):
+            return None
+        if ranks not in self._groups:
+            self._groups[ranks] = dist.new_group(list(ranks))
+        return self._groups[ranks]
+
+
+class _Sync:
+    """A sync that has begun, on one rank."""
+
+    def __init__(self, steps: Sequence[Step], delivery: Delivery, hand_over: HandOver | None, clock: Stopwatch) -> None:
+        self._steps = steps
+        self._delivery = delivery
+        self._hand_over = hand_over
+        self._clock = clock
+        self._nonce = secrets.token_hex(8)
+
+    def offer(self, number: int) -> str | None:
+        step = self._steps[number]
+        payload = None
+        if self._hand_over is not None:
+            payload = self._hand_over.room(number, payload_sizes(step.bucket)[dist.get_rank()])
+        self._delivery.move(step.bucket, payload)
+        raise_together([self._delivery.failure])
+        if self._hand_over is None:
+            return None
+        assert payload is not None
+        with self._clock.part("checksum"):
+            order = Order(
+                work=step.work,
+                key=f"{self._nonce}-{number}",
+                answer=self._hand_over.answer_ticket(number),
+                payload=self._hand_over.payload_ticket(number) if payload.numel() else None,
+                size=payload.numel(),
+                checksum=checksum(payload),
+                tensors=tuple(_placed(step.bucket, dist.get_rank())),
+            )
+        self._hand_over.ordered(number, order.key)
+        return order.serialized()
+
+    def end(self) -> SyncOutcome:
+        faults = self._hand_over.close() if self._hand_over is not None else ()
+        return SyncOutcome(faults, self._clock.seconds)
+
+
+def _placed(bucket: Bucket, courier: int) -> list[Placed]:
+    return [
+        Placed(packed.sent, begin + packed.begin)
+        for begin, segment in bucket.of(courier)
+        for item in segment.items
+        for packed in item.tensors
+    ]
