@@ -16,6 +16,7 @@ from r1hpc.errors import R1hpcError
 from r1hpc.model import compat
 from r1hpc.model.build import build_model, unloaded
 from r1hpc.model.parallel import Layout
+from r1hpc.stopwatch import Stopwatch
 from r1hpc.train.checkpoint.complete import SavedCheckpoint
 from r1hpc.train.checkpoint.load import load_reference, load_trainer
 from r1hpc.train.checkpoint.pieces import held_model
@@ -32,7 +33,7 @@ from r1hpc.train.passes import Passes
 from r1hpc.train.samples import check_samples
 from r1hpc.train.schedule import StepBatches, schedule
 from r1hpc.train.settings import TrainerConfig
-from r1hpc.train.stats import Clock, UpdateStats
+from r1hpc.train.stats import UpdateStats
 from r1hpc.train.step import StepInputs, Stepper
 from r1hpc.types import Sample
 
@@ -71,7 +72,8 @@ class TrainActor:
         self.memory = ModelMemory(ddp, self.weights)
         self.passes = Passes(ddp, temperature=config.temperature, chunk=config.perf.log_probs_chunk_size)
         self.stepper = Stepper(self.passes, self.optimizer, self.learning_rate, config.grpo)
-        self._held_model = held_model(self.model)
+        self.held_model = held_model(self.model)
+        """Which boxes of which tensors this rank's weights are."""
         self._on_device: str | None = None
         self._steps_in_copy: int | None = None
         self._plan: SavePlan | None = None
@@ -94,7 +96,7 @@ class TrainActor:
         """Go on where a checkpoint of `begin_save` stands, whatever layout saved it. Notices go to the log."""
         self._check_may_load()
         self._on_device = self._steps_in_copy = None
-        loaded = load_trainer(directory, self._held_model, self.optimizer, self.config.seed, say)
+        loaded = load_trainer(directory, self.held_model, self.optimizer, self.config.seed, say)
         configured = Schedule.of(self.config.optimizer, self.config.total_steps)
         learning_rate, notices = LearningRate.resumed(loaded.state.schedule, configured)
         if loaded.state.config_digest != self.config.digest:
@@ -113,7 +115,7 @@ class TrainActor:
             raise TrainerError(f"{self._saving.directory} is being written still: finish_save first")
         self._check_whole()
         if self._plan is None:
-            self._plan = plan_save(self._held_model, self.optimizer.shards())
+            self._plan = plan_save(self.held_model, self.optimizer.shards())
         state = TrainerState(
             iteration=iteration,
             optimizer_steps=self.optimizer.num_steps,
@@ -154,7 +156,7 @@ class TrainActor:
         """
         self._check_not_saving()
         self._check_whole()
-        clock = Clock()
+        clock = Stopwatch()
         with clock.part("pack"):
             ordered = self._checked(samples)
             steps = schedule(ordered, self.config)

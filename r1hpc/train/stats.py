@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -46,22 +44,6 @@ class UpdateStats:
         """Raw tokens trained on, over the seconds of the steps."""
         seconds = sum(step.seconds for step in self.steps)
         return sum(step.num_tokens for step in self.steps) / seconds if seconds else 0.0
-
-
-class Clock:
-    """Seconds by part of the work; a part that runs twice has the sum."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count the time inside as `name`."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
 
 def reduce_metrics(sums: Iterable[MetricSums], device: torch.device) -> dict[str, float]:

@@ -1,0 +1,53 @@
+"""How the trainers' ranks meet: a store on the head, then the process group of all of them."""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from r1hpc.actors.place import Rendezvous
+from r1hpc.errors import R1hpcError
+
+
+class RendezvousError(R1hpcError):
+    """The ranks cannot meet."""
+
+
+def join(rendezvous: Rendezvous, rank: int, device: torch.device) -> None:
+    """Make the process group of all ranks. Raises RendezvousError where the store cannot listen.
+
+    On a GPU it has NCCL alone: Megatron makes its groups like this one, and a gloo mesh beside each costs sockets.
+    """
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        rendezvous.address,
+        rendezvous.port,
+        rendezvous.world_size,
+        is_master=rank == 0,
+        timeout=timedelta(seconds=rendezvous.join_timeout_s),
+        wait_for_workers=False,
+        # By itself it would listen on every interface of the host.
+        master_listen_fd=_listening(rendezvous) if rank == 0 else None,
+    )
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "nccl",
+        store=dist.PrefixStore("trainers", store),  # type: ignore[attr-defined]
+        rank=rank,
+        world_size=rendezvous.world_size,
+        timeout=timedelta(seconds=rendezvous.collective_timeout_s),
+        device_id=None if device.type == "cpu" else device,
+    )
+
+
+def _listening(rendezvous: Rendezvous) -> int:
+    address, port = rendezvous.address, rendezvous.port
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=2 * rendezvous.world_size).detach()
+    except OSError as error:
+        raise RendezvousError(
+            f"the trainers' store cannot listen on {address} port {port} ({error.strerror}): is that the head's"
+            " address, and has nobody else a port of this run's band (hosts.port_base)?"
+        ) from error

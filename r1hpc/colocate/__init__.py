@@ -1,0 +1,8 @@
+"""Trainers and engines on the same GPUs, in turns. Nothing else knows that they are shared."""
+
+from __future__ import annotations
+
+from r1hpc.colocate.colocation import Colocation
+from r1hpc.colocate.needs import WakingNeeds
+
+__all__ = ["Colocation", "WakingNeeds"]
