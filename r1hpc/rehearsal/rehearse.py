@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1hpc.config import Config, load_config
+from r1hpc.config.base import split_slice
 from r1hpc.errors import RehearsalError
 from r1hpc.plan.model_shape import read_model_shape
 from r1hpc.plan.parameters import model_modules, total_parameters
+from r1hpc.rehearsal.arithmetic import write_prompts
+from r1hpc.rehearsal.arithmetic_model import ARITHMETIC_R1, place_model
 from r1hpc.rehearsal.cluster import RehearsalCluster
 from r1hpc.rehearsal.spec import ClusterSpec
 from r1hpc.rehearsal.tiny_config import TINY_R1
@@ -55,12 +58,20 @@ def _load(config: Path, options: Sequence[str]) -> Config:
 
 
 def _make_model(settings: Config) -> None:
-    """Write the tiny model where the configuration expects it, unless one is there."""
+    """Put the model where the configuration expects it, unless one is there: the taught one, else a random one."""
+    config = Path(settings.ckpt.hf_config or TINY_R1)
+    taught = config.resolve().parent == ARITHMETIC_R1
+    if taught:
+        sets = (settings.rollout.prompt_data, *settings.eval.eval_prompt_data.values())
+        write_prompts(*(Path(split_slice(data)[0]) for data in sets))
     model = Path(settings.ckpt.hf_checkpoint)
     if (model / "config.json").exists():
         print(f"model: {model} is there")
         return
-    config = Path(settings.ckpt.hf_config or TINY_R1)
+    if taught:
+        place_model(model)
+        print(f"model: {model} is a copy of {ARITHMETIC_R1}")
+        return
     parameters = total_parameters(model_modules(read_model_shape(config)).checkpoint)
     if parameters > MAX_PARAMETERS:
         raise RehearsalError(

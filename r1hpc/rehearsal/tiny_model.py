@@ -6,31 +6,14 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from r1hpc.checkpoint.names import tensors
-from r1hpc.errors import CheckpointError, R1hpcError
-from r1hpc.plan.model_shape import model_shape
-from r1hpc.publish import fsync_directory, publish_json
+from r1hpc.errors import R1hpcError
+from r1hpc.rehearsal.tiny_checkpoint import Written, write_checkpoint
 from r1hpc.rehearsal.tiny_config import TINY_R1, read_overrides, tiny_config
-from r1hpc.rehearsal.tiny_shards import plan_shards, write_shards
-from r1hpc.rehearsal.tiny_tokenizer import generation_config_json, tokenizer_config_json, tokenizer_json
-from r1hpc.rehearsal.tiny_weights import stored_sizes, stored_tensors
-
-
-@dataclass(frozen=True)
-class TinyModel:
-    """What was written."""
-
-    directory: Path
-    num_tensors: int
-    """Scales included."""
-    num_shards: int
-    size_bytes: int
-    """Of the tensors."""
+from r1hpc.rehearsal.tiny_weights import tensor_values
 
 
 def write_tiny_model(
@@ -43,7 +26,7 @@ def write_tiny_model(
     mtp: bool = True,
     fp8: bool = True,
     force: bool = False,
-) -> TinyModel:
+) -> Written:
     """Write the checkpoint directory `out`: configuration, tokenizer, weights in `shards` files or more.
 
     Equal seeds and sizes give equal values however many the files; bf16 has the values that fp8 is quantized from.
@@ -51,51 +34,7 @@ def write_tiny_model(
     then as it was.
     """
     values = tiny_config(config, overrides or {}, mtp=mtp, fp8=fp8)
-    names = tensors(model_shape(values, config))
-    sizes = list(stored_sizes(names, fp8))
-    plan = plan_shards(sizes, shards)
-    jsons = {
-        "config.json": values,
-        "generation_config.json": generation_config_json(values),
-        "tokenizer.json": tokenizer_json(values),
-        "tokenizer_config.json": tokenizer_config_json(values),
-    }
-    out = out.resolve()
-    _check_free(out, force)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as beside:
-            made = Path(beside) / "made"
-            made.mkdir()
-            for file, value in jsons.items():
-                publish_json(made / file, value)
-            size_bytes = write_shards(made, plan, stored_tensors(names, fp8, seed))
-            _put_in_place(made, out, Path(beside) / "replaced")
-    except OSError as error:
-        raise CheckpointError(f"{out}: cannot be written ({error.strerror}: {error.filename})") from error
-    return TinyModel(out, len(sizes), len(plan), size_bytes)
-
-
-def _check_free(out: Path, force: bool) -> None:
-    if not out.exists():
-        return
-    if not force:
-        raise CheckpointError(f"{out}: exists; give another directory, or --force to replace it")
-    if not (out / "config.json").is_file():
-        raise CheckpointError(f"{out}: holds no config.json; --force replaces checkpoints and nothing else")
-
-
-def _put_in_place(made: Path, out: Path, replaced: Path) -> None:
-    """Rename `made` to `out`; what was there goes to `replaced`, and comes back where that fails."""
-    if out.exists():
-        out.rename(replaced)
-    try:
-        made.rename(out)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(out)
-        raise
-    fsync_directory(out.parent)
+    return write_checkpoint(out, values, partial(tensor_values, seed=seed), shards=shards, force=force)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

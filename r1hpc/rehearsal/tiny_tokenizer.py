@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from r1hpc.errors import ConfigError
@@ -33,17 +33,19 @@ CHAT_TEMPLATE = r"""
 """What the released template makes of a conversation without tools: past reasoning is dropped, new one begun."""
 
 
-def tokenizer_json(config: Mapping[str, Any]) -> dict[str, Any]:
+def tokenizer_json(config: Mapping[str, Any], words: Sequence[str] = ()) -> dict[str, Any]:
     """tokenizer.json: one token a byte, in the order of the bytes, between the special tokens.
 
-    Begin and end of sentence have the ids that config.json gives them; the padding takes the lowest id left.
+    Begin and end of sentence have the ids that config.json gives them; the padding takes the lowest id left. words:
+    further texts that are one token each, wherever they stand.
     Raises ConfigError where an id or vocab_size of config.json does not admit that.
     """
-    bos, eos = _checked_ids(config)
+    texts = (*MARKS, *words)
+    bos, eos = _checked_ids(config, len(texts))
     free = (number for number in range(config["vocab_size"]) if number not in (bos, eos))
     special = {BOS: bos, EOS: eos, PAD: next(free)}
     letters = {letter: next(free) for letter in byte_letters()}
-    marks = {mark: next(free) for mark in MARKS}
+    marks = {text: next(free) for text in texts}
     added = [_added_token(text, number, special=True) for text, number in special.items()]
     added += [_added_token(text, number, special=False) for text, number in marks.items()]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -116,13 +118,13 @@ def byte_letters() -> Iterator[str]:
             unseen += 1
 
 
-def _checked_ids(config: Mapping[str, Any]) -> tuple[int, int]:
+def _checked_ids(config: Mapping[str, Any], marks: int) -> tuple[int, int]:
     size, bos, eos = config["vocab_size"], config.get("bos_token_id"), config.get("eos_token_id")
-    least = 256 + 3 + len(MARKS)
+    least = 256 + 3 + marks
     problems = []
     if size < least:
         problems.append(
-            f"vocab_size is {size}; the tokenizer needs 256 bytes + 3 special tokens + {len(MARKS)} marks = {least}:"
+            f"vocab_size is {size}; the tokenizer needs 256 bytes + 3 special tokens + {marks} marks = {least}:"
             f" set vocab_size={least} or more"
         )
     for key, number in (("bos_token_id", bos), ("eos_token_id", eos)):

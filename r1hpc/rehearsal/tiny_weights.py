@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -30,10 +30,15 @@ def stored_sizes(names: Iterable[TensorName], fp8: bool) -> Iterator[tuple[str, 
             yield name.hf, (4 if name.float32 else 2) * count
 
 
-def stored_tensors(names: Iterable[TensorName], fp8: bool, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that the checkpoint stores, one at a time; a quantized weight is followed by its scales."""
+def stored_tensors(
+    names: Iterable[TensorName], fp8: bool, values_of: Callable[[TensorName], Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that the checkpoint stores, one at a time; a quantized weight is followed by its scales.
+
+    values_of: bf16, or float32 where the name says so.
+    """
     for name in names:
-        values = tensor_values(name, seed)
+        values = values_of(name)
         if fp8 and name.quantized:
             codes, scales = quantize(values, name=name.hf)
             yield name.hf, codes
