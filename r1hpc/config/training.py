@@ -25,7 +25,7 @@ class CkptConfig(Section):
     ref_load: str | None = None
     """torch_dist directory of the frozen reference, written by the convert stage. --ref-load"""
     load: str | None = None
-    """Directory where the first attempt may start: commits of another run, or checkpoints with a tracker. A run that has
+    """Where the first attempt may start: a directory with commits of another run, or with a tracker. A run that has
     commits of its own in `save` goes on from those. --load"""
     save: str | None = None
     """Directory that commits go to; null means `checkpoints` in the run directory. --save"""
