@@ -1,11 +1,12 @@
 # make rehearse   the pipeline of configs/rehearsal.yaml on a private Slurm of this host
+# make drills     breaks runs on purpose, on private Slurms: python -m r1hpc.rehearsal drill --list
 # make test       linters, types, import contracts, all tests
 # make venv       the environment alone, in .venv
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) r1hpc/rehearsal/bootstrap.py
 BIN = .venv/bin
 
-.PHONY: venv rehearse test lint bench
+.PHONY: venv rehearse drills test lint bench
 
 venv:
 	@$(BOOTSTRAP) venv
@@ -13,6 +14,10 @@ venv:
 rehearse: venv
 	@$(BOOTSTRAP) system
 	@$(BIN)/python -m r1hpc.rehearsal rehearse configs/rehearsal.yaml
+
+drills: venv
+	@$(BOOTSTRAP) system
+	@$(BIN)/python -m r1hpc.rehearsal drill
 
 lint: venv
 	$(BIN)/ruff check .
@@ -23,7 +28,7 @@ lint: venv
 test: venv
 	@$(BOOTSTRAP) system --test
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist loadscope --no-loadscope-reorder
 
 bench: venv
 	$(BIN)/python benchmarks/foundation.py --quick

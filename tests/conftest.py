@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from r1hpc.rehearsal.layout import Layout
 from r1hpc.rehearsal.lifecycle import resolve_kind, take_down
 from r1hpc.rehearsal.spec import ClusterSpec, Kind, default_directory
 from r1hpc.rehearsal.version import SLURM_PROGRAMS, missing_programs
+from tests.spread import put_longest_first
 
 ClusterFactory = Callable[..., RehearsalCluster]
 """Makes a cluster of its own for one test: `make_cluster(nodes=2, kind=Kind.LOOPBACK, grace_s=3)`."""
@@ -25,13 +27,29 @@ ClusterFactory = Callable[..., RehearsalCluster]
 QUICK = {"grace_s": 5, "kill_wait_s": 3, "slurmd_timeout_s": 10, "message_timeout_s": 5, "cred_expire_s": 5}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first."""
+    put_longest_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Tests that share a server or a cluster go to one worker, whatever --dist says."""
+    from tests.group_scheduling import GroupScheduling  # its package is not wherever tests run
+
+    return GroupScheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def cluster_base() -> Iterator[Path]:
     """A short directory outside /tmp for this process's clusters; those of killed test runs are taken down first."""
     parent = _writable_parent()
-    for stale in parent.glob("t-*"):
-        if (match := re.fullmatch(r"t-(\d+)", stale.name)) and not Path(f"/proc/{match[1]}").exists():
-            _remove_clusters(stale)
+    parent.mkdir(parents=True, exist_ok=True)
+    with open(parent / "t.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # workers of pytest-xdist begin together
+        for stale in parent.glob("t-*"):
+            if (match := re.fullmatch(r"t-(\d+)", stale.name)) and not Path(f"/proc/{match[1]}").exists():
+                _remove_clusters(stale)
     base = parent / f"t-{os.getpid()}"
     base.mkdir(parents=True, exist_ok=True)
     yield base

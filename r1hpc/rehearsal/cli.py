@@ -1,4 +1,4 @@
-"""`python -m r1hpc.rehearsal up|down|status|run|env|rehearse`: the private Slurm from a shell."""
+"""`python -m r1hpc.rehearsal up|down|status|run|env|rehearse|drill`: the private Slurm from a shell."""
 
 from __future__ import annotations
 
@@ -109,6 +109,25 @@ def _rehearse(options: argparse.Namespace) -> int:
     return rehearse(options.config, options.dir, options.options)
 
 
+def _drill(options: argparse.Namespace) -> int:
+    from r1hpc.rehearsal.drills.play import Conditions, play_all
+    from r1hpc.rehearsal.drills.table import DRILLS
+
+    if options.list:
+        for name, drill in DRILLS.items():
+            print(f"{name:<16} {drill.proves}")
+        return 0
+    conditions = Conditions(
+        config=options.config,
+        directory=options.dir,
+        kind=options.kind,
+        settings=tuple(options.set),
+        replay=options.replay,
+        stage=options.stage,
+    )
+    return play_all(options.names, conditions, lambda line: print(line, flush=True))
+
+
 def _leave(signal_number: int, frame: FrameType | None) -> None:
     sys.exit(128 + signal_number)
 
@@ -133,11 +152,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_directory(whole)
     whole.add_argument("config", type=Path)
     whole.add_argument("options", nargs=argparse.REMAINDER, help="further options of r1hpc.submit")
+    _add_drill(commands)
     run = commands.add_parser("run", help="run a command against it: run -- sinfo")
     run.set_defaults(command=_run)
     _add_directory(run)
     run.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     return parser
+
+
+def _add_drill(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    drill = commands.add_parser("drill", help="break a run on purpose, and check that it completes and nothing is lost")
+    drill.set_defaults(command=_drill)
+    drill.add_argument("names", nargs="*", metavar="NAME", help="which ones (default: all)")
+    drill.add_argument("--list", action="store_true", help="say what each one proves")
+    drill.add_argument("--config", type=Path, default=Path("configs/rehearsal.yaml"), help="default: %(default)s")
+    drill.add_argument(
+        "--replay", type=Path, help="recorded rollouts (debug.save_rollouts) to train on, without engines"
+    )
+    drill.add_argument("--stage", choices=("train", "preflight"), help="preflight: break only the bring-up")
+    drill.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the run's configuration")
+    drill.add_argument("--kind", type=Kind, choices=list(Kind), default=Kind.AUTO, help="of the private Slurm's nodes")
+    base = default_directory().parent / "drills"
+    drill.add_argument("--dir", type=Path, default=base, help="where the clusters lie (default: %(default)s)")
 
 
 def _add_directory(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,12 @@ def directory(cluster_base: Path) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def namespaces_of(directory: Path) -> set[str | None]:
-    return {network_namespace(pid) for pid in cluster_processes(Layout.at(directory))} - {network_namespace(), None}
+def namespaces_of(directory: Path, held: ExitStack) -> set[str | None]:
+    """The namespaces of a cluster; held open, so that no other cluster's get their numbers meanwhile."""
+    pids = cluster_processes(Layout.at(directory))
+    for pid in pids:
+        held.callback(os.close, os.open(f"/proc/{pid}/ns/net", os.O_RDONLY))
+    return {network_namespace(pid) for pid in pids} - {network_namespace(), None}
 
 
 def namespaces_in_use() -> set[str | None]:
@@ -70,12 +75,13 @@ def test_up_killed_after_a_step_is_cleaned_by_down(
     killed = subprocess.run([sys.executable, "-c", UP_AND_DIE, str(directory), kind, step], timeout=60)
     assert killed.returncode == -signal.SIGKILL
     assert bool(cluster_processes(Layout.at(directory))) == (step != "files")
-    made = namespaces_of(directory)
-    assert bool(made) == (kind == "namespace" and step != "files")
-    assert host_state() == before, "not even a half-made cluster shows on the host"
-    assert take_down(Layout.at(directory))
-    nothing_left(directory)
-    assert made.isdisjoint(namespaces_in_use())
+    with ExitStack() as held:
+        made = namespaces_of(directory, held)
+        assert bool(made) == (kind == "namespace" and step != "files")
+        assert host_state() == before, "not even a half-made cluster shows on the host"
+        assert take_down(Layout.at(directory))
+        nothing_left(directory)
+        assert made.isdisjoint(namespaces_in_use())
     assert host_state() == before
 
 
