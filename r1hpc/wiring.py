@@ -20,7 +20,7 @@ from r1hpc.checkpoint.commit import Commit, Commits
 from r1hpc.checkpoint.records import read_object
 from r1hpc.clock import Durations, SaveClock, SavePolicy
 from r1hpc.cluster.grace import read_grace
-from r1hpc.cluster.launch import Launch
+from r1hpc.cluster.launch import Launch, engine_key, read_secret
 from r1hpc.cluster.outcome import record_progress
 from r1hpc.cluster.ray import Slot
 from r1hpc.cluster.stop import StopListener
@@ -145,8 +145,9 @@ async def _started(attempt: Attempt, closing: Closing) -> _Started:
     rewards = reward_pool(config)
     await rewards.start()
     closing.add(rewards.close)
+    key = engine_key(read_secret(attempt.directory.secret))
     engines = await EngineGroup.start(
-        config, attempt.launch, attempt.group, attempt.slots, attempt.directory.logs, attempt.start_s
+        config, attempt.launch, attempt.group, attempt.slots, attempt.directory.logs, attempt.start_s, secret=key
     )
     closing.add(engines.close)
     # The trainers find the memory of their GPUs free.

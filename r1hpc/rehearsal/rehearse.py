@@ -11,15 +11,17 @@ from pathlib import Path
 from r1hpc.config import Config, load_config
 from r1hpc.config.base import split_slice
 from r1hpc.errors import RehearsalError
+from r1hpc.metrics.history import read_history
 from r1hpc.plan.model_shape import read_model_shape
 from r1hpc.plan.parameters import model_modules, total_parameters
 from r1hpc.rehearsal.arithmetic import write_prompts
 from r1hpc.rehearsal.arithmetic_model import ARITHMETIC_R1, place_model
 from r1hpc.rehearsal.cluster import RehearsalCluster
+from r1hpc.rehearsal.lesson import Lesson
 from r1hpc.rehearsal.spec import ClusterSpec
 from r1hpc.rehearsal.tiny_config import TINY_R1
 from r1hpc.rehearsal.version import SLURM_PACKAGES, SLURM_PROGRAMS, missing_programs
-from r1hpc.submit.stages import CAST, CONVERT, PREFLIGHT
+from r1hpc.submit.prepare import run_directory
 
 TIMEOUT_S = 1800
 MAX_PARAMETERS = 1_000_000_000
@@ -27,15 +29,14 @@ MAX_PARAMETERS = 1_000_000_000
 
 
 def rehearse(config: Path, directory: Path, options: Sequence[str] = ()) -> int:
-    """Make the model, submit `config` as far as the pipeline exists and wait for it; returns submit's exit code.
+    """Make the model, submit `config`, wait for it and show what was learned; returns an exit code.
 
     options: further ones of submit. A cluster that is up in `directory` is used and left up; otherwise one is made for
     this and ended after it.
     """
     settings = _load(config, options)
     _make_model(settings)
-    stages = [] if "--stage" in options else _stages(settings)
-    submit = [sys.executable, "-m", "r1hpc.submit", str(config), "--wait", *stages, *options]
+    submit = [sys.executable, "-m", "r1hpc.submit", str(config), "--wait", *options]
     missing = missing_programs(SLURM_PROGRAMS)
     if missing:
         print(f"no private Slurm: {', '.join(missing)} not installed (as root: apt-get install {SLURM_PACKAGES})")
@@ -43,9 +44,9 @@ def rehearse(config: Path, directory: Path, options: Sequence[str] = ()) -> int:
         code = subprocess.run([*submit, "--cluster", "local"], timeout=TIMEOUT_S, check=False).returncode
     else:
         code = _on_slurm([*submit, "--cluster", "slurm"], settings.hosts.num_nodes, directory)
-    if code == 0:
-        _print_outputs(settings)
-    return code
+    if code != 0 or "--stage" in options or "--dry-run" in options:
+        return code
+    return _show_lesson(settings)
 
 
 def _load(config: Path, options: Sequence[str]) -> Config:
@@ -84,17 +85,6 @@ def _make_model(settings: Config) -> None:
         raise RehearsalError(f"{model}: the model could not be made")
 
 
-def _stages(settings: Config) -> list[str]:
-    """submit's options for how far the pipeline exists in this version, without what is complete."""
-    options = []
-    for stage in (CAST, CONVERT, PREFLIGHT):
-        if stage.is_complete(settings):
-            print(f"stage {stage.name}: complete ({stage.output(settings)}), left out", flush=True)
-        else:
-            options += ["--stage", stage.name]
-    return options
-
-
 def _on_slurm(submit: Sequence[str], num_nodes: int, directory: Path) -> int:
     if (cluster := _running(directory)) is not None:
         return _run(cluster, submit)
@@ -122,9 +112,13 @@ def _run(cluster: RehearsalCluster, command: Sequence[str]) -> int:
             process.terminate()
 
 
-def _print_outputs(settings: Config) -> None:
-    for stage in (CAST, CONVERT):
-        output = stage.output(settings)
-        if output is not None and stage.is_complete(settings):
-            size = sum(file.stat().st_size for file in Path(output).rglob("*") if file.is_file())
-            print(f"{stage.name}: {output}, {size / 1e6:.1f} MB")
+def _show_lesson(settings: Config) -> int:
+    """Draw the curves and say what the run learned; 1 where that is less than a rehearsal must show."""
+    run = run_directory(settings)
+    # A program of its own: it loads what only pictures need.
+    drawn = subprocess.run([sys.executable, "-m", "r1hpc.metrics", str(run.root)], check=False).returncode
+    lessons = Lesson.of(read_history(run.metrics).lines)
+    for lesson in lessons:
+        print(lesson)
+    print(f"TensorBoard: tensorboard --logdir {run.tensorboard}")
+    return drawn or int(any(lesson.is_too_small for lesson in lessons))
