@@ -118,7 +118,7 @@ def config(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Config:
         "rollout.rollout_batch_size=2",
         "sync.quantize=false",  # so that engines have the trainers' weights exactly
     ]
-    return load_config(HOME / "configs" / "rehearsal.yaml", overrides=overrides).config
+    return load_config(HOME / "tests" / "pipeline.yaml", overrides=overrides).config
 
 
 def _joined(launch: Launch, ray: subprocess.Popen[bytes], logs: Path) -> AbstractContextManager[None]:

@@ -135,7 +135,7 @@ def test_too_little_room_is_said_before_anything_is_written(source: Path, tmp_pa
     target = tmp_path / "small"
     target.mkdir()
     settings = [f"ckpt.hf_checkpoint={source}", f"ckpt.bf16_checkpoint={target / 'bf16'}"]
-    command = [sys.executable, "-m", "jobs.cast", "configs/rehearsal.yaml", "--set", settings[0], "--set", settings[1]]
+    command = [sys.executable, "-m", "jobs.cast", "tests/pipeline.yaml", "--set", settings[0], "--set", settings[1]]
     # In a mount namespace of its own: gone with the process.
     mount = 'mount -t tmpfs -o size=1m none "$0" && "$@"; rc=$?; find "$0" -type f; exit $rc'
     done = subprocess.run(

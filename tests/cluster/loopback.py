@@ -41,11 +41,11 @@ def _connections() -> list[str]:
 
 
 def make_run(root: Path, *overrides: str) -> RunDir:
-    """A run directory of configs/rehearsal.yaml, as far as preflight and agents read one."""
+    """A run directory of tests/pipeline.yaml, as far as preflight and agents read one."""
     run = RunDir(root)
     run.attempts.mkdir(parents=True)
     settings = [f"run.root={root.parent}", f"hosts.port_base={port_base()}", "hosts.port_span=200", *overrides]
-    config = load_config(HOME / "configs" / "rehearsal.yaml", overrides=settings).config
+    config = load_config(HOME / "tests" / "pipeline.yaml", overrides=settings).config
     run.config.write_text(dump_config(config), encoding="utf-8")
     run.run.write_text(json.dumps({"run_id": f"test-{root.name}-{os.getpid()}-{time.time_ns()}"}), encoding="utf-8")
     return run

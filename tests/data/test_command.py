@@ -19,7 +19,7 @@ WriteLines = Callable[..., Path]
 
 def _arguments(path: Path | str, tokenizer_directory: Path, *settings: str) -> list[str]:
     given = [f"rollout.prompt_data={path}", f"ckpt.hf_checkpoint={tokenizer_directory}", *settings]
-    return [str(HOME / "configs/rehearsal.yaml"), *(word for text in given for word in ("--set", text))]
+    return [str(HOME / "tests/pipeline.yaml"), *(word for text in given for word in ("--set", text))]
 
 
 def test_counts_lengths_and_the_first_prompts_are_printed(

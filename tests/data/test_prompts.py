@@ -120,7 +120,7 @@ def test_the_configuration_decides(directory: Path, tokenizer_directory: Path) -
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
     said: list[str] = []
-    source = open_prompts(load_config(HOME / "configs/rehearsal.yaml", overrides=overrides).config, say=said.append)
+    source = open_prompts(load_config(HOME / "tests/pipeline.yaml", overrides=overrides).config, say=said.append)
     # Four letters and five tokens of the template; the prompt 4 has one letter more.
     assert [prompt.index for prompt in source.take(4)] == epoch_order(4, seed=7, epoch=0, shuffle=True).tolist()
     assert [len(prompt.tokens) for prompt in source.take(4)] == [9] * 4

@@ -47,7 +47,7 @@ class SlurmJob:
         for folder in (run.logs, run.attempts):
             folder.mkdir(parents=True)
         settings = [f"run.root={root.parent}", f"hosts.num_nodes={nodes}", *overrides]
-        config = load_config(HOME / "configs" / "rehearsal.yaml", overrides=settings).config
+        config = load_config(HOME / "tests" / "pipeline.yaml", overrides=settings).config
         run.config.write_text(dump_config(config), encoding="utf-8")
         run.run.write_text(json.dumps({"run_id": f"slurm-{root.name}"}), encoding="utf-8")
         script = root / "job.sh"

@@ -21,7 +21,7 @@ from tests.jobs.array_elements import element, held_in_the_middle, wait_for_end,
 
 pytestmark = pytest.mark.slurm
 
-CONFIG = "configs/rehearsal.yaml"
+CONFIG = "tests/pipeline.yaml"
 # Some 60 MB in bf16, in files that take long enough to be met while they are written.
 LARGER = {"hidden_size": 512, "moe_intermediate_size": 512, "n_routed_experts": 8, "vocab_size": 4096}
 WHOLE_NODE = "128"

@@ -50,7 +50,7 @@ def work(model: Path, tmp_path: Path) -> Iterator[Path]:
 def _start(work: Path, before: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
     outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     return subprocess.Popen(
-        [*before, sys.executable, "-m", "jobs.cast", "configs/rehearsal.yaml", "--set", f"vars.WORK={work}"],
+        [*before, sys.executable, "-m", "jobs.cast", "tests/pipeline.yaml", "--set", f"vars.WORK={work}"],
         cwd=HOME,
         env=outside | environment,
         stdout=subprocess.PIPE,
@@ -124,7 +124,7 @@ def test_an_error_is_one_line_and_its_exit_code_says_which_kind(work: Path) -> N
     assert "Traceback" not in said and said.startswith("cast: ")
     (work / "tiny-r1").mkdir()
     nothing = subprocess.run(
-        [sys.executable, "-m", "jobs.cast", "configs/rehearsal.yaml", "--set", "ckpt.bf16_checkpoint=null"],
+        [sys.executable, "-m", "jobs.cast", "tests/pipeline.yaml", "--set", "ckpt.bf16_checkpoint=null"],
         cwd=HOME,
         capture_output=True,
         text=True,
@@ -139,7 +139,7 @@ def test_submitted_locally_a_signal_ends_all_of_it_in_order(work: Path, model: P
     larger = ["ckpt.hf_config=null", "hosts.gpu_memory_gib=6", "hosts.host_memory_gib=32"]
     one_by_one = ["cast.num_tasks=4", "cast.max_parallel=1"]
     values = [f"vars.WORK={work}", f"run.root={work}/runs", *larger, *one_by_one]
-    command = [sys.executable, "-m", "r1hpc.submit", "configs/rehearsal.yaml", "--cluster", "local", "--stage", "cast"]
+    command = [sys.executable, "-m", "r1hpc.submit", "tests/pipeline.yaml", "--cluster", "local", "--stage", "cast"]
     done = subprocess.run(
         [*command, *(word for value in values for word in ("--set", value))],
         cwd=HOME,

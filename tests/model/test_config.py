@@ -96,10 +96,12 @@ TRAINING = {
 
 
 @pytest.mark.parametrize(
-    ("config", "model", "expected"), [("r1", "deepseek-r1", R1), ("rehearsal", "tiny-r1", TINY)], ids=["r1", "tiny"]
+    ("config", "model", "expected"),
+    [("configs/r1.yaml", "deepseek-r1", R1), ("tests/pipeline.yaml", "tiny-r1", TINY)],
+    ids=["r1", "tiny"],
 )
 def test_every_field_of_the_shipped_models(config: str, model: str, expected: Values) -> None:
-    settings = load_config(ROOT / "configs" / f"{config}.yaml").config
+    settings = load_config(ROOT / config).config
     built = transformer_config(
         hugging_face(model),
         Layout.of(settings.perf),
@@ -248,7 +250,7 @@ def test_what_megatron_itself_refuses_is_an_error_of_ours() -> None:
 
 
 def test_layouts_that_the_modules_cannot_do_are_refused() -> None:
-    perf = load_config(ROOT / "configs/rehearsal.yaml").config.perf
+    perf = load_config(ROOT / "tests/pipeline.yaml").config.perf
     with pytest.raises(LayoutError) as refused:
         Layout.of(perf.model_copy(update={"expert_tensor_parallel_size": 2, "sequence_parallel": False}))
     assert [problem.partition(":")[0] for problem in refused.value.problems] == [

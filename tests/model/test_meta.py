@@ -103,7 +103,7 @@ def test_the_stages_together_are_the_671_billion_parameters_under_the_tables_nam
 
 
 def test_the_rehearsals_model_has_the_tables_names() -> None:
-    loaded = load_config(ROOT / "configs/rehearsal.yaml")
+    loaded = load_config(ROOT / "tests/pipeline.yaml")
     held = of_every_stage(loaded.config, plan_for(loaded), "tiny-r1", 0)
     assert {key: shape for rank in held for key, shape in rank.shapes.items()} == names_of("tiny-r1")
 

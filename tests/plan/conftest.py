@@ -12,7 +12,7 @@ from r1hpc.plan import ModelShape, Plan, PlanError, plan_for, read_model_shape
 
 ROOT = Path(__file__).parents[2]
 R1 = ROOT / "configs" / "r1.yaml"
-REHEARSAL = ROOT / "configs" / "rehearsal.yaml"
+REHEARSAL = ROOT / "tests" / "pipeline.yaml"
 
 PlanWith = Callable[..., Plan]
 
@@ -50,7 +50,7 @@ def plan_r1() -> PlanWith:
 
 @pytest.fixture
 def plan_rehearsal() -> PlanWith:
-    """Plan rehearsal.yaml with overrides."""
+    """Plan tests/pipeline.yaml with overrides."""
     return lambda *overrides: plan_for(load_config(REHEARSAL, overrides=overrides))
 
 

@@ -171,7 +171,7 @@ def test_4096_gpus_are_planned_with_data_parallelism() -> None:
 
 
 def test_small_worlds_are_planned_too() -> None:
-    rehearsal = str(ROOT / "configs" / "rehearsal.yaml")
+    rehearsal = str(ROOT / "tests" / "pipeline.yaml")
     one = ["hosts.num_nodes=1", "hosts.gpus_per_node=8", "hosts.host_memory_gib=16"]
     plan = plan_for(load_config(rehearsal, overrides=one))
     assert (plan.world_size, plan.num_nodes, plan.topology.dp) == (8, 1, 1)

@@ -38,7 +38,7 @@ def rollout_config(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     """The rehearsal's configuration on the tiny checkpoint."""
     work = tmp_path_factory.mktemp("work")
     overrides = [f"vars.WORK={work}", f"ckpt.bf16_checkpoint={tiny_checkpoint}"]
-    return load_config(ROOT / "configs" / "rehearsal.yaml", overrides=overrides).config
+    return load_config(ROOT / "tests" / "pipeline.yaml", overrides=overrides).config
 
 
 @pytest.fixture(scope="session")

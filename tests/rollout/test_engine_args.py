@@ -34,7 +34,7 @@ def r1(*overrides: str) -> Config:
 
 
 def rehearsal(*overrides: str) -> Config:
-    return load_config(ROOT / "configs" / "rehearsal.yaml", overrides=["vars.WORK=/shared", *overrides]).config
+    return load_config(ROOT / "tests" / "pipeline.yaml", overrides=["vars.WORK=/shared", *overrides]).config
 
 
 def placed(config: Config, addresses: list[str]) -> list[EngineProcess]:

@@ -20,7 +20,7 @@ from tests.rollout.conftest import ROOT, START_S, engine_process
 
 def test_a_wrong_model_path_is_told_before_anything_starts(tmp_path: Path) -> None:
     missing = tmp_path / "no-such-model"
-    config = load_config(ROOT / "configs" / "rehearsal.yaml", overrides=[f"ckpt.bf16_checkpoint={missing}"]).config
+    config = load_config(ROOT / "tests" / "pipeline.yaml", overrides=[f"ckpt.bf16_checkpoint={missing}"]).config
     server = EngineServer(config, engine_process(), tmp_path / "logs")
     with pytest.raises(EngineStartError, match=rf"engine0: {missing} is no checkpoint: it has no config.json"):
         server.start()
@@ -29,7 +29,7 @@ def test_a_wrong_model_path_is_told_before_anything_starts(tmp_path: Path) -> No
 
 def test_a_server_that_ends_at_its_start_is_told_with_its_own_words(tiny_checkpoint: Path, tmp_path: Path) -> None:
     overrides = [f"ckpt.bf16_checkpoint={tiny_checkpoint}", "sglang.attention_backend=imagined"]
-    config = load_config(ROOT / "configs" / "rehearsal.yaml", overrides=overrides).config
+    config = load_config(ROOT / "tests" / "pipeline.yaml", overrides=overrides).config
 
     async def start() -> None:
         async with EngineServer(config, engine_process(), tmp_path) as server:

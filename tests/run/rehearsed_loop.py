@@ -221,5 +221,5 @@ def _config(root: Path, rollout: Any) -> Any:
     from r1hpc.submit.parameters import HOME
 
     overrides = [f"vars.WORK={root}", f"ckpt.ref_load={root}/reference", "grpo.use_kl_loss=false"]
-    config = load_config(HOME / "configs" / "rehearsal.yaml", overrides=overrides).config
+    config = load_config(HOME / "tests" / "pipeline.yaml", overrides=overrides).config
     return config.model_copy(update={"rollout": rollout})

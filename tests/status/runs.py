@@ -121,7 +121,7 @@ def _element(job_id: str, state: str, reason: str = "None") -> JobElement:
 def _configuration() -> str:
     """Resolved, in a directory /WORK."""
     overrides = ["run.root=/WORK/runs", "vars.WORK=/WORK", "hosts.num_nodes=2", "rollout.num_rollout=4"]
-    return dump_config(load_config(ROOT / "configs" / "rehearsal.yaml", overrides=overrides, environ={}).config)
+    return dump_config(load_config(ROOT / "tests" / "pipeline.yaml", overrides=overrides, environ={}).config)
 
 
 def _write(path: Path, value: Any) -> None:

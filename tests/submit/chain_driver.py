@@ -54,7 +54,7 @@ def main() -> None:
     """Submit, print the job ids."""
     root, mode = Path(sys.argv[1]), sys.argv[2]
     overrides = [f"run.root={root}", "cast.num_tasks=3", "convert.num_tasks=2", "hosts.num_nodes=1"]
-    config = load_config(HOME / "configs" / "rehearsal.yaml", overrides=overrides).config
+    config = load_config(HOME / "tests" / "pipeline.yaml", overrides=overrides).config
     directory = RunDir(root)
     for folder in (directory.logs, directory.sbatch, directory.submitit):
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def main() -> None:
 def _job(submission: Submission, name: str, mode: str) -> StageJob:
     fail = mode == "first-fails" and name == "cast"
     unloadable = mode == "third-unloadable" and name == "train"
-    stage = SmallStage(name, "unused:unused", lambda config: False, lambda config: None, fail, unloadable)
+    stage = SmallStage(name, "unused:unused", lambda config: False, lambda config: None, fail=fail, unloadable=unloadable)
     return submission.job(stage)
 
 

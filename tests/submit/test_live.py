@@ -178,7 +178,7 @@ def _submit(cluster: RehearsalCluster, root: Path, *options: str) -> subprocess.
     small += ["perf.decoder_last_pipeline_num_layers=null", f"run.root={root}"]
     # --begin keeps the job in the queue without running it.
     small.append("slurm.extra={begin: now+1hour}")
-    command = [sys.executable, "-m", "r1hpc.submit", "configs/rehearsal.yaml", "--stage", "preflight"]
+    command = [sys.executable, "-m", "r1hpc.submit", "tests/pipeline.yaml", "--stage", "preflight"]
     return cluster.run([*command, *(word for pair in small for word in ("--set", pair)), *options], cwd=HOME)
 
 
@@ -231,7 +231,7 @@ def test_a_job_started_by_hand_makes_its_run_live(slurm4: RehearsalCluster, root
     settings = ["hosts.num_nodes=1", "perf.pipeline_model_parallel_size=1", "perf.context_parallel_size=1"]
     settings += ["perf.decoder_last_pipeline_num_layers=null", f"run.root={root}"]
     command = ["sbatch", "--parsable", "--nodes=1", "--gpus-per-node=2", f"--output={root}/by-hand.log"]
-    command += ["--export=ALL,R1HPC_UNTIL=bring-up", "sbatch/train.sh", "configs/rehearsal.yaml"]
+    command += ["--export=ALL,R1HPC_UNTIL=bring-up", "sbatch/train.sh", "tests/pipeline.yaml"]
     command += [word for pair in settings for word in ("--set", pair)]
     environment = {"R1HPC_PYTHON": sys.executable}
     job_id = slurm4.run(command, cwd=HOME, env=environment, check=True).stdout.strip()

@@ -24,7 +24,7 @@ from r1hpc.submit.stages import TRAIN
 
 
 def _load(root: Path, *overrides: str) -> tuple[Config, Plan]:
-    loaded = load_config(HOME / "configs" / "rehearsal.yaml", overrides=[f"run.root={root}", *overrides])
+    loaded = load_config(HOME / "tests" / "pipeline.yaml", overrides=[f"run.root={root}", *overrides])
     return loaded.config, plan_for(loaded)
 
 

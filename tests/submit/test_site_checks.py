@@ -43,7 +43,7 @@ class Site(SlurmClient):
 
 
 def _config(*overrides: str) -> Config:
-    return load_config(HOME / "configs" / "rehearsal.yaml", overrides=list(overrides)).config
+    return load_config(HOME / "tests" / "pipeline.yaml", overrides=list(overrides)).config
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,7 @@ def drained(slurm4: RehearsalCluster) -> Iterator[RehearsalCluster]:
 
 
 def _submit(cluster: RehearsalCluster, root: Path, *overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "r1hpc.submit", "configs/rehearsal.yaml", "--cluster", "slurm", "--stage"]
+    command = [sys.executable, "-m", "r1hpc.submit", "tests/pipeline.yaml", "--cluster", "slurm", "--stage"]
     settings = [f"run.root={root}", *overrides]
     return cluster.run(
         [*command, "preflight", *(word for setting in settings for word in ("--set", setting))],

@@ -15,7 +15,7 @@ from r1hpc.rehearsal.cluster import RehearsalCluster
 from r1hpc.submit.parameters import HOME
 
 SUBMIT = [sys.executable, "-m", "r1hpc.submit"]
-PREFLIGHT = ["configs/rehearsal.yaml", "--stage", "preflight"]
+PREFLIGHT = ["tests/pipeline.yaml", "--stage", "preflight"]
 
 
 def _environment(path: str | None = None) -> dict[str, str]:
@@ -68,7 +68,7 @@ def test_missing_file() -> None:
 
 def test_missing_prompt_data_and_checkpoint_are_named_together(tmp_path: Path) -> None:
     root = ["--set", f"run.root={tmp_path}", "--set", f"vars.WORK={tmp_path}"]
-    text = _refused("configs/rehearsal.yaml", "--stage", "train", *root)
+    text = _refused("tests/pipeline.yaml", "--stage", "train", *root)
     assert "rollout.prompt_data" in text
     assert "ckpt.hf_checkpoint" in text
     assert not (tmp_path / "rehearsal").exists()
@@ -107,7 +107,7 @@ def test_unreadable_directory(tmp_path: Path) -> None:
     without_capabilities = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     try:
         checkpoint = ["--set", f"ckpt.hf_checkpoint={closed}", "--set", f"run.root={tmp_path}"]
-        text = _refused("configs/rehearsal.yaml", "--stage", "train", *checkpoint, prefix=without_capabilities)
+        text = _refused("tests/pipeline.yaml", "--stage", "train", *checkpoint, prefix=without_capabilities)
         assert f"ckpt.hf_checkpoint = {closed}: permission denied" in text
         text = _refused(*PREFLIGHT, "--set", f"run.root={closed}", prefix=without_capabilities)
         assert "Permission denied" in text

@@ -102,7 +102,7 @@ def test_a_stage_is_complete_only_when_what_it_publishes_last_names_what_is_ther
 
 
 def test_an_output_made_from_another_checkpoint_is_told(tmp_path: Path) -> None:
-    config = load_config(HOME / "configs" / "rehearsal.yaml", overrides=[f"vars.WORK={tmp_path}"]).config
+    config = load_config(HOME / "tests" / "pipeline.yaml", overrides=[f"vars.WORK={tmp_path}"]).config
     cast, release = tmp_path / "tiny-r1-bf16", tmp_path / "tiny-r1_torch_dist" / "release"
     cast.mkdir()
     release.mkdir(parents=True)

@@ -17,7 +17,7 @@ from r1hpc.cluster.leftovers import processes_of
 from r1hpc.submit.local_runner import cause
 from r1hpc.submit.parameters import HOME
 
-SUBMIT = [sys.executable, "-m", "r1hpc.submit", "configs/rehearsal.yaml", "--stage", "preflight", "--cluster", "local"]
+SUBMIT = [sys.executable, "-m", "r1hpc.submit", "tests/pipeline.yaml", "--stage", "preflight", "--cluster", "local"]
 # Two hosts are enough here; ports of their own, since a private Slurm's jobs may run beside.
 SMALL = ["hosts.num_nodes=2", "perf.pipeline_model_parallel_size=1", "perf.decoder_last_pipeline_num_layers=null"]
 SMALL += ["hosts.port_base=45000"]

@@ -19,7 +19,7 @@ from r1hpc.submit.parameters import HOME
 
 pytestmark = pytest.mark.slurm
 
-SUBMIT = [sys.executable, "-m", "r1hpc.submit", "configs/rehearsal.yaml", "--cluster", "slurm"]
+SUBMIT = [sys.executable, "-m", "r1hpc.submit", "tests/pipeline.yaml", "--cluster", "slurm"]
 
 
 @pytest.fixture

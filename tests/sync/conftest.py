@@ -63,4 +63,4 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine_config(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The rehearsal's configuration on it."""
     overrides = [f"vars.WORK={tmp_path_factory.mktemp('work')}", f"ckpt.bf16_checkpoint={tiny_checkpoint}"]
-    return load_config(ROOT / "configs" / "rehearsal.yaml", overrides=overrides).config
+    return load_config(ROOT / "tests" / "pipeline.yaml", overrides=overrides).config
