@@ -14,8 +14,6 @@ class Kind(Enum):
     DONE = "done by"
     BUILT_IN = "satisfied by construction"
     NO_EFFECT = "accepted without effect"
-    LATER = "to be done by"
-    """Loaded, checked and planned with; what does it takes the value as an argument, which its caller has to give."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class Flag:
     """Overrides that loading the recipe's configuration with refuses; the message says why."""
 
 
-_DONE, _BUILT_IN, _NO_EFFECT, _LATER = Kind
-_LOOP = "the training loop (r1hpc/loop.py)"
+_DONE, _BUILT_IN, _NO_EFFECT = Kind
+_LOOP = "tests/run/test_loop.py"
 _ROW = "tests/data/test_record.py::test_a_row_that_is_a_prompt"
 _REFERENCE = "tests/rollout/test_sampler_reference.py::test_rollouts_without_recycling_equal_the_reference"
 _ENGINE = "tests/rollout/test_engine_args.py::test_the_command_of_every_process_of_both_engines_of_r1"
@@ -97,9 +95,10 @@ _CKPT_ARGS = (
         ("ckpt.save=${BASE_DIR}/DeepSeek-R1_torch_dist/",),
     ),
     Flag(
-        *("save-interval", "20", "ckpt.save_interval", _LATER),
-        f"{_LOOP}: it decides when to save, together with ckpt.save_minutes and the clock of the allocation",
-        ("r1hpc.plan.storage:make_storage",),
+        *("save-interval", "20", "ckpt.save_interval", _DONE),
+        "a commit is due after so many iterations, and also by ckpt.save_minutes and before the allocation ends",
+        ("r1hpc.clock:SaveClock", "r1hpc.saving:Saving", "r1hpc.plan.storage:make_storage"),
+        (f"{_LOOP}::test_every_iteration_is_recorded_once_with_evaluations_where_they_are_due",),
     ),
 )
 
@@ -153,11 +152,14 @@ _ROLLOUT_ARGS = (
         ("rollout.rm_type=null", "rollout.custom_rm_path=my.reward"),
     ),
     Flag(
-        *("num-rollout", "3000", "rollout.num_rollout", _LATER),
-        f"{_LOOP}: it ends after this many, absolute, so that a resumed run goes on to the same end; the schedule of "
-        "the learning rate counts with it already",
-        ("r1hpc.plan.batches:make_batches", "r1hpc.train.settings:TrainerConfig"),
-        (f"{_A0}::test_samples_and_steps",),
+        *("num-rollout", "3000", "rollout.num_rollout", _DONE),
+        "the loop ends after this many, absolute, so that a resumed run goes on to the same end; the schedule of the "
+        "learning rate counts with it too",
+        ("r1hpc.loop:Loop", "r1hpc.plan.batches:make_batches", "r1hpc.train.settings:TrainerConfig"),
+        (
+            f"{_A0}::test_samples_and_steps",
+            f"{_LOOP}::test_killed_at_any_step_the_next_attempts_train_what_an_uninterrupted_run_trains",
+        ),
     ),
     Flag(
         *("rollout-batch-size", "128", "rollout.rollout_batch_size", _DONE),
@@ -206,10 +208,13 @@ _ROLLOUT_ARGS = (
     Flag(
         "dynamic-sampling-filter-path",
         "slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std",
-        *("rollout.dynamic_sampling_filter_path", _LATER),
-        f"{_LOOP}: it gives GroupFilter.of the configuration to the sampler. This path is read as "
-        "r1hpc.rollout.filters.check_reward_nonzero_std, with a notice",
-        ("r1hpc.config.aliases:VALUE_ALIASES", "r1hpc.rollout.filters:GroupFilter"),
+        *("rollout.dynamic_sampling_filter_path", _DONE),
+        "the filter of the sampler. This path is read as r1hpc.rollout.filters.check_reward_nonzero_std, with a notice",
+        (
+            "r1hpc.config.aliases:VALUE_ALIASES",
+            "r1hpc.rollout.filters:GroupFilter",
+            "r1hpc.sampling_parts:make_sampler",
+        ),
         (
             "tests/config/test_older_names.py::test_the_recipes_filter_path_is_ours",
             "tests/rollout/test_filters.py::test_groups_of_equal_rewards_are_rejected",
@@ -419,9 +424,14 @@ _OPTIMIZER_ARGS = (
 
 _SGLANG_ARGS = (
     Flag(
-        *("rollout-num-gpus-per-engine", "64", "sglang.rollout_num_gpus_per_engine", _LATER),
-        f"{_LOOP}: it places the engines with it; each process then gets it as SGLang's tp_size",
-        ("r1hpc.rollout.placement:place_engines", _ENGINE_ARGS, "r1hpc.plan.engine:make_engine"),
+        *("rollout-num-gpus-per-engine", "64", "sglang.rollout_num_gpus_per_engine", _DONE),
+        "engines are placed with it, each on whole hosts or a part of one; each process gets it as SGLang's tp_size",
+        (
+            "r1hpc.actors.engines:EngineGroup",
+            "r1hpc.rollout.placement:place_engines",
+            _ENGINE_ARGS,
+            "r1hpc.plan.engine:make_engine",
+        ),
         (f"{_A0}::test_two_engines_cover_two_stages_each", _ENGINE),
         ("sglang.tp_size=64",),
     ),
@@ -484,9 +494,9 @@ _SGLANG_ARGS = (
         ("sglang.deepep_mode=slow",),
     ),
     Flag(
-        *("sglang-server-concurrency", "1024", "sglang.server_concurrency", _LATER),
-        f"{_LOOP}: it makes the client of each engine with it, which keeps to so many requests in flight",
-        ("r1hpc.rollout.client:EngineClient", "r1hpc.plan.batches:make_batches"),
+        *("sglang-server-concurrency", "1024", "sglang.server_concurrency", _DONE),
+        "the client of each engine keeps to so many requests in flight",
+        ("r1hpc.actors.engines:EngineGroup", "r1hpc.rollout.client:EngineClient", "r1hpc.plan.batches:make_batches"),
         (
             f"{_A0}::test_client_concurrency_is_one_wave",
             "tests/rollout/test_client.py::test_no_more_than_the_concurrency_are_in_flight",

@@ -21,9 +21,7 @@ and on H100, so each flag says here what does it. A flag is
 
 - **done by** the code that is named,
 - **satisfied by construction**: nothing else can happen, and any other value is refused,
-- **accepted without effect**: `python -m r1hpc.config check` prints a notice with the reason,
-- **to be done by** the training loop: what does it is there, and is to be given the value; checked and planned with
-  already.
+- **accepted without effect**: `python -m r1hpc.config check` prints a notice with the reason.
 
 The column *refused* lists values that `check` refuses beside this recipe, with the reason in its message.
 """
@@ -62,8 +60,6 @@ def _flag_table(flags: Sequence[Flag]) -> Iterator[str]:
 
 def _fate(flag: Flag) -> str:
     code = ", ".join(f"`{_place(name)}`" for name in flag.by)
-    if flag.kind is Kind.LATER:
-        return f"**{flag.kind.value}** {flag.what}" + (f" ({code})" if code else "")
     if flag.kind is Kind.DONE:
         return f"**{flag.kind.value}** {code}: {flag.what}"
     return f"**{flag.kind.value}**: {flag.what}" + (f" ({code})" if code else "")
