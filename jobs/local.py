@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.local", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--attempt", type=Path, required=True, help="its directory, new or empty")
-    parser.add_argument("--until", choices=("bring-up", "end"), default="end")
+    parser.add_argument("--until", choices=("bring-up", "canary", "end"), default="end")
     arguments = parser.parse_args(argv)
     try:
         return run_attempt(RunDir(arguments.run), AttemptDir(arguments.attempt), arguments.until)

@@ -29,7 +29,7 @@ class NodeAgent:
 
     run_dir: str
     until: str = "end"
-    """bring-up or end"""
+    """bring-up, canary or end"""
     attempt: str | None = None
     """The attempt's directory; None takes R1HPC_ATTEMPT, which the batch script exports."""
     host: str | None = None
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """One agent by hand, or one of those that mpirun starts."""
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description=__doc__)
     parser.add_argument("run", type=Path, help="the run directory, or with --hostfile a configuration")
-    parser.add_argument("--until", choices=("bring-up", "end"), default="end")
+    parser.add_argument("--until", choices=("bring-up", "canary", "end"), default="end")
     parser.add_argument("--attempt", help="an attempt whose preflight has passed")
     parser.add_argument("--host", help="this host's name or address")
     parser.add_argument("--hostfile", type=Path, help="under mpirun: make the attempt on these hosts first")

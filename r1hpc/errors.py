@@ -35,6 +35,10 @@ class BringUpError(R1hpcError):
         """Names of those to blame; () when that is not known."""
 
 
+class CanaryError(R1hpcError):
+    """The canary failed: names the step and the cause, and says what to try."""
+
+
 class RehearsalError(R1hpcError):
     """The private Slurm could not be started, stopped or reached."""
 

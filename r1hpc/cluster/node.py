@@ -26,7 +26,7 @@ class Node:
     launch: Launch
     host: ClusterHost
     until: str
-    """bring-up or end"""
+    """bring-up, canary or end"""
     inherited: Mapping[str, str]
     """The environment that the agent was started with."""
     stop_requests: list[str]

@@ -9,7 +9,15 @@ from pydantic import AfterValidator, Field
 
 from r1hpc.config.base import Minutes, Section, TextList, Words
 from r1hpc.config.nodeset import check_node_set
-from r1hpc.config.quantities import Gibibytes, GigabytesPerSecond, Hours, NonNegativeFloat, PositiveInt, Seed
+from r1hpc.config.quantities import (
+    Gibibytes,
+    GigabytesPerSecond,
+    Hours,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+)
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
@@ -172,3 +180,9 @@ class RunConfig(Section):
     """Crashes, and attempts without progress, before the run is held for a person."""
     expected_rollout_minutes: NonNegativeFloat | None = None
     """Minutes of one iteration, once measured; the plan's estimate of exposure uses it."""
+    canary: Literal["auto", "always", "never"] = "auto"
+    """Whether a few layers of the model first go through two iterations on the job's own hosts, with the run's own
+    arguments: once for each configuration, model and version of the libraries. auto does it with GPUs on 2 or more
+    nodes."""
+    canary_max_mismatch: PositiveFloat | None = None
+    """Mean difference of engine and trainer in log-probs that the canary bears; null takes what their precisions do."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from r1hpc.status.attempts import Attempt
 from r1hpc.status.noted import Noted
 from r1hpc.status.queue import Job, Queue
-from r1hpc.submit.stages import CAST, CONVERT, PREFLIGHT, TRAIN, Stage
+from r1hpc.submit.stages import CAST, CONVERT, TRAIN, TRIALS, Stage
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class StageState:
 
 
 def stage_states(noted: Noted, queue: Queue, attempts: Sequence[Attempt], done: bool) -> tuple[StageState, ...]:
-    """cast, convert, preflight where it was submitted by itself, train."""
+    """cast, convert, preflight and canary where they were submitted by themselves, train."""
     asked = {job.stage for job in noted.jobs}
-    stages = [stage for stage in (CAST, CONVERT, PREFLIGHT, TRAIN) if stage is not PREFLIGHT or stage.name in asked]
+    stages = [stage for stage in (CAST, CONVERT, *TRIALS, TRAIN) if stage not in TRIALS or stage.name in asked]
     return tuple(_state(stage, noted, queue, attempts, done) for stage in stages)
 
 
@@ -58,7 +58,7 @@ def _state(stage: Stage, noted: Noted, queue: Queue, attempts: Sequence[Attempt]
 def _complete(stage: Stage, noted: Noted, attempts: Sequence[Attempt], done: bool) -> bool:
     if stage is TRAIN:
         return done
-    if stage is PREFLIGHT:
+    if stage in TRIALS:
         ids = {job.job_id for job in noted.jobs if job.stage == stage.name}
         own = [attempt for attempt in attempts if attempt.job_id in ids or noted.cluster == "local"]
         return bool(own) and own[-1].cause == "done"
@@ -78,7 +78,7 @@ def _of_job(job: Job | None, queue: Queue) -> str:
 def _newest_job(stage: Stage, noted: Noted, queue: Queue, attempts: Sequence[Attempt]) -> str | None:
     """In a chain the live one. "" stands for a stage of a local run, which has no job."""
     ids = [job.job_id for job in noted.jobs if job.stage == stage.name]
-    if not ids and stage is TRAIN and PREFLIGHT.name not in {job.stage for job in noted.jobs}:
+    if not ids and stage is TRAIN and not {job.stage for job in noted.jobs} & {trial.name for trial in TRIALS}:
         ids = [attempt.job_id for attempt in attempts[-1:]]
     running = [job_id for job_id in ids if (job := queue.jobs.get(job_id)) is not None and job.runs]
     began = [attempt.job_id for attempt in attempts if attempt.job_id in ids]

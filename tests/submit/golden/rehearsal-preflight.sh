@@ -3,7 +3,7 @@
 # Parameters
 #SBATCH --comment=r1hpc=rehearsal-0a1b2c
 #SBATCH --exclusive
-#SBATCH --gpus-per-node=2
+#SBATCH --gpus-per-node=1
 #SBATCH --job-name=r1hpc-rehearsal-0a1b2c-preflight
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=0
