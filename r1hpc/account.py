@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from r1hpc.actors.memory import MemoryReading
 from r1hpc.clock import SaveClock
 from r1hpc.colocate import Colocation
 from r1hpc.metrics.build import Circumstances, eval_numbers, iteration_record
@@ -85,6 +86,14 @@ class Account:
     def add_final_evaluation(self, evals: Sequence[EvalResult]) -> None:
         """Of the weights after the last iteration."""
         self._metrics.add_final_evaluation(eval_numbers(evals))
+
+
+def memory_numbers(readings: Sequence[MemoryReading]) -> dict[str, Number]:
+    """The worst of all ranks, bytes: what is left where trainer and engine run, what a trainer's process holds."""
+    return {
+        "least_free": min(reading.free_bytes for reading in readings),
+        "largest_trainer": max(reading.process_bytes for reading in readings),
+    }
 
 
 def _sync_numbers(report: SyncReport | None) -> dict[str, Number]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from r1hpc.cluster.stop import StopListener
 from r1hpc.errors import R1hpcError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -31,6 +34,7 @@ class Interrupt:
 
     def _tell(self) -> None:
         """Called by the listener's thread, which outlives the loop."""
+        logger.info("asked to stop by %s", self.requested)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._asked.set)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from r1hpc.account import Account, Made
+from r1hpc.account import Account, Made, memory_numbers
 from r1hpc.clock import SaveClock
 from r1hpc.colocate import Colocation
 from r1hpc.interrupt import Interrupt, OutOfTime
@@ -81,6 +81,7 @@ class Loop:
                 made.update = await self.interrupt.within(
                     updating, f"while iteration {iteration} was trained", self.clock.patience_s
                 )
+            made.memory = memory_numbers(await trainers.memory())
         self.colocation.version = iteration + 1
         await self.saving.trained(iteration, last=iteration + 1 == self.num_rollout)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from r1hpc.account import Account
+from r1hpc.actors.memory import MemoryReading
 from r1hpc.actors.trainers import TrainerGroup
 from r1hpc.checkpoint.commit import Commits
 from r1hpc.clock import Durations, SaveClock, SavePolicy
@@ -86,6 +87,9 @@ class RememberingTrainers:
         self.trained.append((rollout_id, tuple(tuple(sample.tokens.tolist()) for sample in samples)))
         self._steps.tell(f"updated {rollout_id}")
         return UpdateStats(rollout_id, (StepStats(len(self.trained), 1e-6, 1.0, 1, 10, 0.1),), {"steps": 0.1})
+
+    async def memory(self) -> list[MemoryReading]:
+        return [MemoryReading(rank, "host a", 100 - rank, 200, 10 + rank) for rank in range(2)]
 
     async def begin_save(self, directory: Path, iteration: int) -> None:
         self._steps.tell(f"begin_save {iteration}")

@@ -62,6 +62,7 @@ def test_every_iteration_is_recorded_once_with_evaluations_where_they_are_due(tm
     assert [line["train/optimizer_step"] for line in recorded] == [1, 2, 3, 4, 5, 6]
     assert [line["iteration"] for line in recorded if "eval/heldout/pass@1" in line] == [0, 4]
     assert recorded[-1]["final_eval/heldout/weight_version"] == NUM_ROLLOUT
+    assert {(line["memory/least_free"], line["memory/largest_trainer"]) for line in recorded} == {(99, 11)}
     assert [line["committed"] for line in recorded] == [None, None, 1, 1, 3, 3]
     assert [line["saving"] for line in recorded] == [None, 1, None, 3, None, 5]
 
