@@ -14,6 +14,7 @@ from types import TracebackType
 
 from r1hpc.cluster.processes import kill, processes_of_node
 from r1hpc.cluster.scratch import remove_scratch
+from r1hpc.cluster.segments import SharedSegments
 
 _RELEASED = b"."
 _PAUSE_S = 0.05
@@ -64,7 +65,10 @@ def _watch(pipe: int, node: str, scratch: Path) -> None:
 def _end_all(node: str) -> None:
     """Kill what carries the node's mark until nothing does; a process may be starting another one just now."""
     deadline = time.monotonic() + _LIMIT_S
+    segments = SharedSegments()
     while (pids := processes_of_node(node)) and time.monotonic() < deadline:
+        segments.note(pids)
         for pid in pids:
             kill(pid, signal.SIGKILL)
         time.sleep(_PAUSE_S)
+    segments.remove()

@@ -32,7 +32,7 @@ class MarkedProcess:
 
 def marked_processes() -> Iterator[MarkedProcess]:
     """Every live process that carries R1HPC_RUN and whose environment we may read, but ourselves."""
-    for pid in _pids():
+    for pid in all_processes():
         if pid == os.getpid():
             continue
         environment = _environment(pid)
@@ -48,7 +48,7 @@ def processes_of_node(node: str) -> list[int]:
 def descendants(root: int) -> list[int]:
     """Pids of the live processes below `root`, parents before children."""
     children: dict[int, list[int]] = {}
-    for pid in _pids():
+    for pid in all_processes():
         parent, state = _parent_and_state(pid)
         if state not in "ZX":
             children.setdefault(parent, []).append(pid)
@@ -79,7 +79,8 @@ def kill(pid: int, signal_number: int) -> None:
         return
 
 
-def _pids() -> list[int]:
+def all_processes() -> list[int]:
+    """Pids of all that can be seen from here."""
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 

@@ -14,11 +14,14 @@ from types import TracebackType
 
 from r1hpc.cluster.guardian import Guardian
 from r1hpc.cluster.processes import descendants, kill, processes_of_node
+from r1hpc.cluster.segments import SharedSegments
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _HARMLESS = (signal.SIGUSR1, signal.SIGTERM)
 _PAUSE_S = 0.02
+_LOOK_S = 15.0
+"""Between two looks at the shared memory of what runs: an engine that dies leaves its own, and cannot be asked."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Supervisor:
         self._prefix = log_prefix
         self._children: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
         self._guardian = Guardian(node, scratch)
+        self._segments = SharedSegments()
+        self._looked = time.monotonic()
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def __enter__(self) -> Supervisor:
@@ -88,6 +93,9 @@ class Supervisor:
 
     def reap(self) -> list[Exit]:
         """The named children that ended since the last call; adopted orphans are reaped on the way."""
+        if time.monotonic() - self._looked > _LOOK_S:
+            self._segments.note(descendants(os.getpid()))
+            self._looked = time.monotonic()
         ended: list[Exit] = []
         while True:
             try:
@@ -109,7 +117,9 @@ class Supervisor:
             self.reap()
             left = sorted({*descendants(os.getpid()), *processes_of_node(self._node)} - {self._guardian.pid})
             if not left or time.monotonic() > deadline:
+                self._segments.remove()
                 return left
+            self._segments.note(left)
             for pid in left:
                 kill(pid, signal.SIGKILL)
             time.sleep(_PAUSE_S)
