@@ -47,6 +47,14 @@ _NEGATABLE: Final = frozenset(
 )
 """Switches that SGLang also takes as --no-NAME; all others are off when they are left out."""
 
+_FLAGS: Final[Mapping[str, str]] = {
+    "fp8_gemm_runner_backend": "--fp8-gemm-backend",
+    "fp4_gemm_runner_backend": "--fp4-gemm-backend",
+    "ep_join_mode": "--elastic-ep-join-mode",
+    "ep_join_rank_offset": "--elastic-ep-join-rank-offset",
+}
+"""Arguments that SGLang's command line calls otherwise than SGLang itself."""
+
 
 class EngineArgumentError(R1hpcError):
     """A value under `sglang:` that an engine cannot be started with."""
@@ -175,7 +183,7 @@ def _refuse_forced(values: Mapping[str, Value], passed: Mapping[str, Value]) -> 
 
 def _words(name: str, value: Value) -> Iterator[str]:
     """An argument as its words: true is the bare switch, null nothing, a list several words, a mapping JSON."""
-    flag = "--" + name.replace("_", "-")
+    flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
     if value is None or (value is False and name not in _NEGATABLE):
         return
     if value is False:

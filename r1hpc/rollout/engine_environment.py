@@ -12,6 +12,8 @@ from r1hpc.rollout.placement import EngineProcess
 
 CPU_SITE: Final = Path(__file__).parent / "cpu_site"
 """Packages that stand in for what SGLang lacks on a CPU; on the path of its processes alone."""
+GPU_SITE: Final = Path(__file__).parent / "gpu_site"
+"""A package that stands in for megatron-core, which harms an engine on a GPU; on the path of its processes alone."""
 
 _HARMFUL: Final = frozenset(
     {
@@ -71,7 +73,8 @@ def engine_environment(
     if config.hosts.device == "cpu":
         # SGLang wants cores named for each rank of an engine, and without AMX binds nothing to them.
         own["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(["0"] * process.num_gpus)
-        own["PYTHONPATH"] = ":".join(filter(None, [str(CPU_SITE), kept.get("PYTHONPATH")]))
+    site = CPU_SITE if config.hosts.device == "cpu" else GPU_SITE
+    own["PYTHONPATH"] = ":".join(filter(None, [str(site), kept.get("PYTHONPATH")]))
     if interface := group_interface(process.meeting_host, config.hosts.fabric_interface):
         own |= {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
     return kept | own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from r1hpc.cluster.ports import PortBand
 from r1hpc.config import Config, load_config
 from r1hpc.config.libraries import sglang_arguments
 from r1hpc.rollout.engine_args import EngineArgumentError, ServerArguments, boot_checkpoint, server_arguments
-from r1hpc.rollout.engine_environment import CPU_SITE, engine_environment
+from r1hpc.rollout.engine_environment import CPU_SITE, GPU_SITE, engine_environment
 from r1hpc.rollout.placement import EngineHost, EngineProcess, place_engines
 from r1hpc.rollout.versions import capabilities
 
@@ -116,6 +118,7 @@ def test_an_engine_of_one_gpu_reduces_nothing_and_so_has_no_word_on_fusing_it() 
         ("cuda_graph_bs", [1, 2, 4], "--cuda-graph-bs 1 2 4"),
         ("preferred_sampling_params", {"top_k": 5}, '--preferred-sampling-params {"top_k": 5}'),
         ("attention_backend", "flashmla", "--attention-backend flashmla"),
+        ("fp8_gemm_runner_backend", "triton", "--fp8-gemm-backend triton"),
     ],
 )
 def test_any_other_argument_passes_through_in_the_form_that_sglang_reads(name: str, value: object, words: str) -> None:
@@ -150,7 +153,7 @@ def test_the_environment_loses_what_harms_an_engine_and_keeps_the_marks_of_the_r
     process = placed(config, [f"10.0.0.{number}" for number in range(1, 17)])[0]
     environment = engine_environment(config, process, inherited, Path("/tmp/e"))
     kept = {name: value for name, value in environment.items() if name in inherited}
-    assert kept == {"PATH": "/bin", "R1HPC_RUN": "r1", "R1HPC_NODE": "r1/1/node01", "PYTHONPATH": "/site"}
+    assert kept == {"PATH": "/bin", "R1HPC_RUN": "r1", "R1HPC_NODE": "r1/1/node01", "PYTHONPATH": f"{GPU_SITE}:/site"}
     assert environment["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] == "false"
     assert environment["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] == "true"
     assert environment["TMPDIR"] == "/tmp/e"
@@ -158,13 +161,19 @@ def test_the_environment_loses_what_harms_an_engine_and_keeps_the_marks_of_the_r
     assert "GLOO_SOCKET_IFNAME" not in environment
 
 
-def test_only_an_engine_on_cpu_sees_the_stand_ins() -> None:
+def test_an_engine_on_cpu_sees_the_stand_ins_for_a_cpu() -> None:
     config = rehearsal()
     environment = engine_environment(config, placed(config, ["127.0.0.2"])[0], {"PYTHONPATH": "/site"}, Path("/tmp/e"))
     assert environment["PYTHONPATH"] == f"{CPU_SITE}:/site"
     assert environment["SGLANG_USE_CPU_ENGINE"] == "1"
     assert environment["GLOO_SOCKET_IFNAME"] == "lo"
     assert environment["SGLANG_CPU_OMP_THREADS_BIND"] == "0"
+
+
+def test_an_engine_on_a_gpu_finds_no_megatron() -> None:
+    """Which would switch its memory saver to a mode that cannot release CUDA graphs."""
+    looks = "from importlib.util import find_spec; import megatron; assert find_spec('megatron.core') is None"
+    subprocess.run([sys.executable, "-c", looks], env={"PYTHONPATH": str(GPU_SITE)}, check=True, timeout=60)
 
 
 def test_process_groups_use_the_interface_of_the_fabric() -> None:
