@@ -56,6 +56,8 @@ class _Turn:
         self._usual_bytes = usual_bytes
         self._memory: SharedMemory | None = None
         self._capacity = 0
+        self._lent = False
+        """The order that was given last has a ticket for the memory."""
         self.answer = HostMemory(ANSWER_BYTES)
         self.expected: tuple[int, str] | None = None
 
@@ -69,6 +71,7 @@ class _Turn:
 
     def payload_ticket(self) -> dict[str, object]:
         assert self._memory is not None, "there is no payload"
+        self._lent = True
         return self._memory.ticket()
 
     def fault(self) -> str | None:
@@ -76,8 +79,11 @@ class _Turn:
         if self.expected is None:
             return None
         (number, key), self.expected = self.expected, None
+        lent, self._lent = self._lent, False
         answer = Answer.read(self.answer.tensor)
         if answer is None or answer.key != key:
+            if self._memory is not None and lent:
+                self._memory.disown()
             return f"payload {number}: the engine's rank did not answer; its log says why"
         return answer.fault and f"payload {number}: {answer.fault}"
 

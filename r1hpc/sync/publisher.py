@@ -114,7 +114,13 @@ class WeightPublisher:
         if self._sync is None:
             return SyncOutcome()
         sync, self._sync = self._sync, None
-        return sync.end()
+        outcome = sync.end()
+        if self._device.type == "cuda":
+            # The engine takes memory for its cache next. What an engine had open is torch's until it is asked for.
+            del sync
+            torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+        return outcome
 
     def _weights(self) -> Mapping[str, Tensor]:
         weights: Mapping[str, Tensor] = {}

@@ -49,6 +49,9 @@ class HostMemory:
         os.close(self._fd)
         del self.tensor
 
+    def disown(self) -> None:
+        """The last ticket will not be used, or whoever had it open is dead."""
+
 
 class DeviceMemory:
     """Memory of this process's GPU."""
@@ -56,6 +59,8 @@ class DeviceMemory:
     def __init__(self, size: int, device: torch.device) -> None:
         self.tensor = torch.empty(size, dtype=torch.uint8, device=device)
         """[size] uint8"""
+        self._counter: tuple[Any, ...] = ()
+        """Of the last ticket: where torch counts who has it open."""
 
     def ticket(self) -> dict[str, Any]:
         """What the other process needs to open it. One ticket is for one opening: torch counts them."""
@@ -63,12 +68,19 @@ class DeviceMemory:
         uuid = str(torch.cuda.get_device_properties(self.tensor.device).uuid)
         # Device, handle, sizes, counters and event, in the order that torch's own pickling has them.
         shared = self.tensor.untyped_storage()._share_cuda_()  # type: ignore[no-untyped-call]
+        self._counter = tuple(shared[4:6])
         plain = [{"bytes": base64.b64encode(part).decode()} if isinstance(part, bytes) else part for part in shared]
         return {"kind": "cuda", "uuid": uuid, "shared": json.dumps(plain), "size": self.tensor.numel()}
 
     def close(self) -> None:
         """Give it back. Torch frees it once nobody has it open."""
         del self.tensor
+
+    def disown(self) -> None:
+        """The last ticket will not be used, or whoever had it open is dead: else torch would keep the memory for it."""
+        torch.UntypedStorage._release_ipc_counter(  # type: ignore[no-untyped-call]
+            *self._counter, device=self.tensor.device
+        )
 
 
 SharedMemory = HostMemory | DeviceMemory

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 
 from r1hpc.checkpoint.collective import everyones, first_ranks
 from r1hpc.sync.form import SyncForm
@@ -21,8 +22,15 @@ Extra = Callable[..., Any]
 class DrivenRanks:
     """All ranks as one, on rank 0; the others are in `obey`. `extras` are other collective things to do, by name."""
 
-    def __init__(self, senders: Mapping[SyncForm, WeightPublisher], extras: Mapping[str, Extra] | None = None) -> None:
+    def __init__(
+        self,
+        senders: Mapping[SyncForm, WeightPublisher],
+        extras: Mapping[str, Extra] | None = None,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        """group: in which rank 0 tells the others what to do; null: the default one."""
         self._senders = senders
+        self._group = group
         self._extras = extras or {}
         self.form = next(iter(senders))
         """In which weights are sent."""
@@ -31,7 +39,7 @@ class DrivenRanks:
 
     def obey(self) -> None:
         """Do what rank 0 says until it is done."""
-        while (order := first_ranks(None)) is not None:
+        while (order := first_ranks(None, self._group)) is not None:
             self._do(*order)
 
     async def begin_sync(self, targets: Sequence[SyncTarget], full_check: bool = False) -> SyncOutline:
@@ -56,10 +64,10 @@ class DrivenRanks:
 
     def finish(self) -> None:
         """Let the other ranks go."""
-        first_ranks(None)
+        first_ranks(None, self._group)
 
     def _ask(self, what: str, arguments: tuple[Any, ...]) -> list[Any]:
-        first_ranks((self.form, what, arguments))
+        first_ranks((self.form, what, arguments), self._group)
         answers = self._do(self.form, what, arguments)
         for answer in answers:
             if isinstance(answer, Exception):
@@ -72,7 +80,7 @@ class DrivenRanks:
             answer = work(*arguments)
         except Exception as error:
             answer = error
-        return everyones(answer)
+        return everyones(answer, self._group)
 
 
 def drive(ranks: DrivenRanks, story: Callable[[DrivenRanks], Coroutine[Any, Any, Told]]) -> Told | None:

@@ -37,6 +37,19 @@ def test_two_payloads_in_turn_arrive_as_they_were_written() -> None:
         process.kill()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_memory_whose_ticket_nobody_opened_comes_back() -> None:
+    """As that for an engine that was killed."""
+    device = torch.device("cuda", 0)
+    before = torch.cuda.memory_allocated(device)
+    memory = DeviceMemory(SIZE, device)
+    memory.ticket()
+    memory.disown()
+    memory.close()
+    torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+    assert torch.cuda.memory_allocated(device) == before
+
+
 def _receive(pipe: Connection) -> None:
     device = torch.device("cuda", 0)
     while (ticket := pipe.recv()) is not None:
