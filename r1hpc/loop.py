@@ -58,9 +58,9 @@ class Loop:
 
     async def _sample(self, iteration: int, made: Made) -> Rollout:
         async with self.colocation.rollout_phase():
-            if iteration % self.eval_interval == 0:
+            if self.evaluation is not None and iteration % self.eval_interval == 0:
                 with made.seconds.part("eval"):
-                    made.evals = await self._evaluate(iteration)
+                    made.evals = await self._evaluate(self.evaluation, iteration)
             self.account.doing("rollout", iteration)
             with made.seconds.part("rollout"):
                 sampling = self.rollouts.rollout(iteration, self.colocation.version)
@@ -85,15 +85,13 @@ class Loop:
         self.colocation.version = iteration + 1
         await self.saving.trained(iteration, last=iteration + 1 == self.num_rollout)
 
-    async def _evaluate(self, iteration: int) -> list[EvalResult]:
-        if self.evaluation is None:
-            return []
+    async def _evaluate(self, evaluation: Evaluation, iteration: int) -> list[EvalResult]:
         self.account.doing("eval", iteration)
-        evaluating = self.evaluation.evaluate(iteration, self.colocation.version)
+        evaluating = evaluation.evaluate(iteration, self.colocation.version)
         return await self.interrupt.unless(evaluating, f"while the weights before iteration {iteration} were evaluated")
 
     async def _evaluate_the_end(self) -> None:
         if self.evaluation is None or not self.trains:
             return
         async with self.colocation.rollout_phase():
-            self.account.add_final_evaluation(await self._evaluate(self.num_rollout))
+            self.account.add_final_evaluation(await self._evaluate(self.evaluation, self.num_rollout))

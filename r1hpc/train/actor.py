@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -63,6 +65,9 @@ class TrainActor:
         compat.prepare(config.model.device)
         layout = Layout.of(config.perf)
         layout.initialize(config.seed)
+        # Megatron seeds its own and torch's. These too are in every commit, which two equal runs make alike.
+        random.seed(config.seed)
+        numpy.random.seed(config.seed)
         self.model = build_model(config.hugging_face, layout, config.model)
         self.model.config.finalize_model_grads_func = finalize_checked
         ddp = wrap(self.model)
