@@ -1,12 +1,13 @@
 # make rehearse   the pipeline of configs/rehearsal.yaml on a private Slurm of this host
 # make drills     breaks runs on purpose, on private Slurms: python -m r1hpc.rehearsal drill --list
+# make drills-ci  the same as small as makes sense, side by side
 # make test       linters, types, import contracts, all tests
 # make venv       the environment alone, in .venv
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) r1hpc/rehearsal/bootstrap.py
 BIN = .venv/bin
 
-.PHONY: venv rehearse drills test lint bench
+.PHONY: venv rehearse drills drills-ci test lint bench
 
 venv:
 	@$(BOOTSTRAP) venv
@@ -18,6 +19,10 @@ rehearse: venv
 drills: venv
 	@$(BOOTSTRAP) system
 	@$(BIN)/python -m r1hpc.rehearsal drill
+
+drills-ci: venv
+	@$(BOOTSTRAP) system
+	@OMP_NUM_THREADS=1 $(BIN)/python -m r1hpc.rehearsal drill --ci
 
 lint: venv
 	$(BIN)/ruff check .

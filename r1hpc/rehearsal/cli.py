@@ -117,6 +117,8 @@ def _drill(options: argparse.Namespace) -> int:
         for name, drill in DRILLS.items():
             print(f"{name:<16} {drill.proves}")
         return 0
+    if options.ci:
+        return _drills_of_ci(options)
     conditions = Conditions(
         config=options.config,
         directory=options.dir,
@@ -128,7 +130,23 @@ def _drill(options: argparse.Namespace) -> int:
     return play_all(options.names, conditions, lambda line: print(line, flush=True))
 
 
+def _drills_of_ci(options: argparse.Namespace) -> int:
+    from r1hpc.rehearsal.drills.ci import AT_ONCE, plays
+    from r1hpc.rehearsal.drills.play import prepare_model
+    from r1hpc.rehearsal.drills.side_by_side import play_side_by_side
+
+    # Once, for all of them.
+    prepare_model(options.config, options.dir / "model", options.set)
+    common = ["--config", str(options.config), "--kind", str(options.kind)]
+    common += [word for setting in options.set for word in ("--set", setting)]
+    return play_side_by_side(
+        plays(options.names, common), options.dir, options.at_once or AT_ONCE, lambda line: print(line, flush=True)
+    )
+
+
 def _leave(signal_number: int, frame: FrameType | None) -> None:
+    # Told twice, we would stop taking down what we brought up.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + signal_number)
 
 
@@ -165,9 +183,16 @@ def _add_drill(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     drill.set_defaults(command=_drill)
     drill.add_argument("names", nargs="*", metavar="NAME", help="which ones (default: all)")
     drill.add_argument("--list", action="store_true", help="say what each one proves")
+    drill.add_argument(
+        "--ci", action="store_true", help="as small as makes sense, side by side, most with made rollouts"
+    )
+    drill.add_argument("--at-once", type=int, metavar="N", help="with --ci: how many side by side")
     drill.add_argument("--config", type=Path, default=Path("configs/rehearsal.yaml"), help="default: %(default)s")
     drill.add_argument(
-        "--replay", type=Path, help="recorded rollouts (debug.save_rollouts) to train on, without engines"
+        "--replay",
+        type=Path,
+        metavar="DIR|auto",
+        help="train on recorded rollouts (debug.save_rollouts), or on made ones, without engines",
     )
     drill.add_argument("--stage", choices=("train", "preflight"), help="preflight: break only the bring-up")
     drill.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the run's configuration")

@@ -6,18 +6,14 @@ import os
 import signal
 from dataclasses import replace
 
+from r1hpc.rehearsal.drills.layouts import ONE_NODE
 from r1hpc.rehearsal.drills.moments import STARTED_S
 from r1hpc.rehearsal.drills.scene import ENDED, DrillError, Scene
 from r1hpc.rundir import RunDir
 
 VALUES = ("0.24", "0.28")
-SETTINGS = (
-    "hosts.num_nodes=1",
-    "perf.pipeline_model_parallel_size=1",
-    "perf.context_parallel_size=1",
-    "perf.decoder_last_pipeline_num_layers=null",
-)
-"""A run of one node: two of them at once fit on a private Slurm of a laptop."""
+SETTINGS = ONE_NODE
+"""Two of them at once fit on a private Slurm of a laptop."""
 _COMPLETE_S = 240
 
 

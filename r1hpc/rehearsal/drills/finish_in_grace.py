@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-
+from r1hpc.cluster.requeue.texts import parse_time
 from r1hpc.rehearsal.drills.checks import causes_are
 from r1hpc.rehearsal.drills.moments import doing
 from r1hpc.rehearsal.drills.preempt import preempt
@@ -25,12 +24,10 @@ def play(scene: Scene) -> str:
     story = causes_are(scene, "done")
     job = scene.job()
     if job["Restarts"] != "0":
-        took_s = (_time(job["EndTime"]) - _time(job["StartTime"])).total_seconds()
+        started, ended = parse_time(job["StartTime"]), parse_time(job["EndTime"])
+        assert started is not None and ended is not None, "it has ended"
+        took_s = ended - started
         if took_s > _LEAVE_S:
             raise DrillError(f"run again, the job of the complete run took {took_s:g} s to leave")
         story += f"; run again, it left in {took_s:g} s"
     return story
-
-
-def _time(text: str) -> datetime.datetime:
-    return datetime.datetime.fromisoformat(text)

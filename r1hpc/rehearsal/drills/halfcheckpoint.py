@@ -19,8 +19,14 @@ def play(scene: Scene) -> str:
     """The half-written one is never chosen nor kept: the next attempt begins from the commit before it."""
     scene.submit()
     at_work(scene, iterations=1)
-    scene.wait("a commit is being written", lambda: _unfinished(scene) and _committed(scene), 2 * ITERATION_S)
-    half, newest = _unfinished(scene), max(_committed(scene))
+    half: list[Path] = []
+
+    def is_written() -> bool:
+        half[:] = _unfinished(scene)
+        return bool(half and _committed(scene))
+
+    scene.wait("a commit is being written", is_written, 2 * ITERATION_S)
+    newest = max(_committed(scene))
     for process in scene.processes():
         if process.node is not None:  # what agents started: trainers, engines, driver
             os.kill(process.pid, signal.SIGKILL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from r1hpc.rehearsal.drills.scene import DrillError, Scene
 
 STARTED_S = 240
@@ -18,6 +20,22 @@ def at_work(scene: Scene, iterations: int = 2) -> None:
     scene.wait(f"{iterations} iterations", lambda: _done(scene) or len(scene.iterations()) >= iterations, deadline_s)
     if _done(scene):
         raise DrillError(f"the run was over before iteration {iterations} could be met: set rollout.num_rollout higher")
+
+
+def newest_at_work(scene: Scene, iterations: int) -> float:
+    """Wait until the newest attempt has recorded so many iterations; returns the seconds of its last one."""
+
+    def recorded() -> list[dict[str, Any]]:
+        attempts = scene.attempts()
+        name = attempts[-1].root.name if attempts else None
+        return [line for line in scene.iterations() if line.get("attempt") == name]
+
+    deadline_s = STARTED_S + iterations * ITERATION_S
+    ready = lambda: _done(scene) or len(recorded()) >= iterations  # noqa: E731
+    scene.wait(f"{iterations} iterations of attempt {len(scene.attempts())}", ready, deadline_s)
+    if _done(scene):
+        raise DrillError("the run was over before it could be met again: set rollout.num_rollout higher")
+    return float(recorded()[-1]["seconds/iteration"])
 
 
 def doing(scene: Scene, what: str, iteration: int) -> None:

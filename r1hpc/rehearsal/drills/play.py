@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.config import Config, load_config
-from r1hpc.errors import RehearsalError
+from r1hpc.errors import R1hpcError, RehearsalError
 from r1hpc.rehearsal.cluster import RehearsalCluster
 from r1hpc.rehearsal.drills.checks import nothing_left, nothing_lost, shared_memory
 from r1hpc.rehearsal.drills.scene import DrillError, Scene
@@ -20,6 +22,9 @@ from r1hpc.rundir import RunDir
 from r1hpc.submit.stages import CAST, CONVERT
 
 Say = Callable[[str], None]
+MADE = Path("auto")
+"""Instead of a directory of recorded rollouts: make some."""
+_MAKE_S = 120
 _TIMINGS = {"grace_s": 10, "kill_wait_s": 5, "slurmd_timeout_s": 15, "cred_expire_s": 5}
 
 
@@ -34,7 +39,7 @@ class Conditions:
     settings: tuple[str, ...] = ()
     """KEY=VALUE for every run."""
     replay: Path | None = None
-    """Recorded rollouts to train on; no engine is started."""
+    """Recorded rollouts to train on, or MADE; no engine is started. None: all is live."""
     stage: str | None = None
     """train, or preflight: only the bring-up is played; None takes the drill's own."""
 
@@ -50,7 +55,7 @@ def play_all(names: Sequence[str], conditions: Conditions, say: Say) -> int:
         try:
             story = play(name, DRILLS[name], conditions)
             say(f"drill {name}: passed in {time.monotonic() - started:.0f} s: {DRILLS[name].proves}: {story}")
-        except DrillError as error:
+        except R1hpcError as error:
             failed.append(name)
             say(f"drill {name}: FAILED after {time.monotonic() - started:.0f} s: {error}")
     if failed:
@@ -74,8 +79,10 @@ def play(name: str, drill: Drill, conditions: Conditions) -> str:
         ClusterSpec(directory=directory, nodes=nodes, kind=conditions.kind, **_TIMINGS | dict(drill.cluster))
     )
     try:
+        if conditions.replay == MADE:
+            _make_rollouts(config)
         if stage == "train":
-            _prepare(config, conditions, settings, cluster)
+            prepare_model(conditions.config, directory, settings)
         scene = Scene(
             cluster=cluster,
             config=conditions.config,
@@ -97,16 +104,37 @@ def play(name: str, drill: Drill, conditions: Conditions) -> str:
 def _settings(name: str, drill: Drill, conditions: Conditions, directory: Path) -> list[str]:
     """Later ones count more: what was asked for on the command line comes last."""
     own = [f"run.name=drill-{name}", f"run.root={directory}/shared/runs"]
-    if conditions.replay is not None:
-        own.append(f"debug.replay_rollouts={conditions.replay.absolute()}")
-    else:
+    if conditions.replay is None:
         own.append("debug.save_rollouts=true")
+    else:
+        replay = directory / "shared" / "made" if conditions.replay == MADE else conditions.replay.absolute()
+        # Nobody is there to answer an evaluation.
+        own += [f"debug.replay_rollouts={replay}", "eval.eval_interval=null"]
     return [*own, *drill.settings, *conditions.settings]
 
 
-def _prepare(config: Config, conditions: Conditions, settings: Sequence[str], cluster: RehearsalCluster) -> None:
-    """Make the model, and its checkpoints, unless they are there."""
+def _make_rollouts(config: Config) -> None:
+    """Make the rollouts that the run replays, of the sizes that it expects."""
+    assert config.debug.replay_rollouts is not None
+    sizes = {
+        "--rollouts": config.rollout.num_rollout,
+        "--groups": config.rollout.rollout_batch_size,
+        "--samples": config.rollout.n_samples_per_prompt,
+    }
+    # A program of its own: it loads numpy and a tokenizer, which the rehearsal does without.
+    command = [sys.executable, "-m", "r1hpc.rehearsal.made_rollouts", config.debug.replay_rollouts]
+    command += [str(word) for option in sizes.items() for word in option]
+    if subprocess.run(command, timeout=_MAKE_S, check=False).returncode != 0:
+        raise DrillError(f"{config.debug.replay_rollouts}: the rollouts could not be made")
+
+
+def prepare_model(path: Path, directory: Path, settings: Sequence[str]) -> None:
+    """Make the model of a configuration, and its checkpoints, unless they are there.
+
+    directory: of the private Slurm that is made for it.
+    """
+    config = load_config(path, overrides=settings).config
     stages = [word for stage in (CAST, CONVERT) if not stage.is_complete(config) for word in ("--stage", stage.name)]
     options = [*stages, *(word for setting in settings for word in ("--set", setting))]
-    if stages and rehearse(conditions.config, cluster.spec.directory, options) != 0:
+    if stages and rehearse(path, directory, options) != 0:
         raise DrillError(f"{config.ckpt.ref_load} could not be made")

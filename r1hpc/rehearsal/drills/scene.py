@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +94,13 @@ class Scene:
 
     def iterations(self) -> list[dict[str, Any]]:
         """The complete lines of metrics.jsonl."""
+        return self.lines(self.directory)
+
+    @staticmethod
+    def lines(run: RunDir) -> list[dict[str, Any]]:
+        """The complete lines of a run's metrics.jsonl; none while it is not there."""
         try:
-            lines = self.directory.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = run.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -106,6 +114,13 @@ class Scene:
         """Live processes of the run on all nodes, whose command line has all the words."""
         mine = [process for process in marked_processes() if process.run_id == self.run_id]
         return [process for process in mine if all(word in process.command for word in words)]
+
+    def hold(self, *words: str) -> AbstractContextManager[None]:
+        """Stop its processes whose command line has all the words while the context lasts: at most some 15 s.
+
+        Ray takes a process for dead that does not answer for 20 s.
+        """
+        return _held([process.pid for process in self.processes(*words)])
 
     @staticmethod
     def record(path: Path) -> dict[str, Any]:
@@ -127,3 +142,16 @@ class Scene:
 
     def _stuck(self) -> bool:
         return "held" in self.job().get("Reason", "").lower()
+
+
+@contextmanager
+def _held(pids: Sequence[int]) -> Iterator[None]:
+    try:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # the attempt is over
+                os.kill(pid, signal.SIGCONT)

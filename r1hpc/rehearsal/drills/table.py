@@ -15,6 +15,7 @@ from r1hpc.rehearsal.drills import (
     nodefail,
     noprogress,
     preempt,
+    same,
     scancel,
     walltime,
 )
@@ -45,6 +46,9 @@ BRING_UP_TOO = ("train", "preflight")
 DRILLS: Mapping[str, Drill] = {
     "preempt": Drill(preempt.once, "preempted, the run goes on where it was", stages=BRING_UP_TOO),
     "preempt3": Drill(preempt.three_times, "preempted three times at random moments, the run completes"),
+    "preempt3-replayed": Drill(
+        same.play, "preempted three times with its rollouts replayed, a run trains bit for bit the same"
+    ),
     "walltime": Drill(walltime.play, "out of time, the run commits in time and goes on", walltime.SETTINGS),
     "scancel": Drill(scancel.play, "a cancelled run stays cancelled and leaves nothing", stages=BRING_UP_TOO),
     "nodefail": Drill(
