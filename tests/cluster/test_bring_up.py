@@ -115,10 +115,10 @@ def test_a_ray_that_dies_before_it_has_joined_is_started_again(start: Start) -> 
     assert (attempt.attempt.logs / "local02-ray.log").read_text(encoding="utf-8").count("Ray runtime started") == 1
 
 
-def test_a_training_run_says_that_this_version_has_no_loop(start: Start) -> None:
-    attempt = start("hosts.num_nodes=1", "hosts.gpus_per_node=1", until="end")
-    assert attempt.finish() == exit_codes.INVALID
-    assert "no training loop yet" in attempt.outcome["reason"]
+def test_a_run_whose_model_is_not_there_says_which(start: Start) -> None:
+    attempt = start("hosts.num_nodes=2", "ckpt.hf_checkpoint=/not/there", until="end")
+    assert attempt.finish() == exit_codes.CRASHED
+    assert "/not/there" in attempt.outcome["reason"]
 
 
 def test_a_preflight_that_fails_starts_no_agent(start: Start) -> None:
@@ -132,7 +132,7 @@ def test_a_preflight_that_fails_starts_no_agent(start: Start) -> None:
 
 
 def test_a_host_that_never_joins_ray_is_blamed(start: Start) -> None:
-    attempt = start("hosts.num_nodes=2", "hosts.gpus_per_node=1", "hosts.bring_up_timeout_s=15")
+    attempt = start("hosts.num_nodes=2", "hosts.gpus_per_node=1", "hosts.bring_up_timeout_s=30")
     attempt.wait_for_children("--address 127.0.0.10:")
     (ray,) = attempt.children("--address 127.0.0.10:", "--block")
     os.kill(ray, signal.SIGSTOP)

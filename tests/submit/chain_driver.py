@@ -70,7 +70,9 @@ def main() -> None:
 def _job(submission: Submission, name: str, mode: str) -> StageJob:
     fail = mode == "first-fails" and name == "cast"
     unloadable = mode == "third-unloadable" and name == "train"
-    stage = SmallStage(name, "unused:unused", lambda config: False, lambda config: None, fail=fail, unloadable=unloadable)
+    stage = SmallStage(
+        name, "unused:unused", lambda config: False, lambda config: None, fail=fail, unloadable=unloadable
+    )
     return submission.job(stage)
 
 
