@@ -121,6 +121,9 @@ def _device(config: Config) -> Iterator[Broken]:
         return
     if config.sglang.moe_a2a_backend == "deepep":
         yield Broken("sglang.moe_a2a_backend", "DeepEP runs on GPUs only, and hosts.device is cpu; leave it out")
+    if config.sglang.ep_size > 1:
+        # Measured with 0.5.21: it starts, and its first token ends the scheduler.
+        yield Broken("sglang.ep_size", "must be 1 where hosts.device is cpu: SGLang spreads experts over GPUs only")
     if config.megatron.moe_flex_dispatcher_backend is not None:
         rule = "runs on GPUs only, and hosts.device is cpu; take moe_token_dispatcher_type: alltoall"
         yield Broken("megatron.moe_flex_dispatcher_backend", rule)

@@ -204,6 +204,10 @@ BROKEN = [
         "--set sglang.moe_a2a_backend=deepep: DeepEP runs on GPUs only, and hosts.device is cpu; leave it out",
     ),
     (
+        ["hosts.device=cpu", "sglang.rollout_num_gpus_per_engine=4", "sglang.ep_size=4"],
+        "--set sglang.ep_size=4: must be 1 where hosts.device is cpu: SGLang spreads experts over GPUs only",
+    ),
+    (
         ["hosts.port_base=65000", "hosts.port_span=600"],
         "--set hosts.port_span=600: port_base(65000) + port_span(600) = 65600 is past the last port, 65535",
     ),
