@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from r1hpc.cluster.scratch import scratch_of_run
 from r1hpc.rehearsal.drills.scene import DrillError, Scene
@@ -14,6 +17,8 @@ from r1hpc.rundir import RunDir
 
 LEFT_S = 10
 """From the end of the job to the last process."""
+_STATUS_S = 30
+"""In which Slurm shows what has happened to a job."""
 
 
 def nothing_lost(run: RunDir, num_rollout: int) -> str:
@@ -69,6 +74,26 @@ def shared_memory(scene: Scene) -> frozenset[str]:
     # Loopback nodes share the host's.
     places = {str((root / "dev" / "shm").stat().st_dev): root / "dev" / "shm" for root in roots}
     return frozenset(f"{device}/{entry.name}" for device, place in places.items() for entry in place.iterdir())
+
+
+def status_is(scene: Scene, wanted: str) -> str:
+    """`python -m r1hpc.status` says that the run is in this state, as soon as Slurm tells it; in words."""
+    command = [sys.executable, "-m", "r1hpc.status", str(scene.directory.root), "--json"]
+    told: dict[str, Any] = {}
+
+    def as_wanted() -> bool:
+        done = scene.cluster.run(command, timeout_s=_STATUS_S)
+        if not done.stdout:
+            raise DrillError(f"python -m r1hpc.status failed: {done.stderr}")
+        told.update(json.loads(done.stdout))
+        return bool(told["state"] == wanted and told["certain"])
+
+    deadline = time.monotonic() + _STATUS_S
+    while not as_wanted():
+        if time.monotonic() > deadline:
+            raise DrillError(f"the status is {told['state']} ({told['why']}), not {wanted}\n{scene.last_words()}")
+        time.sleep(1)
+    return f"status: {told['state']}"
 
 
 def causes_are(scene: Scene, *expected: str | frozenset[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from r1hpc.rehearsal.drills.checks import causes_are
+from r1hpc.rehearsal.drills.checks import causes_are, status_is
 from r1hpc.rehearsal.drills.moments import at_work
 from r1hpc.rehearsal.drills.scene import DrillError, Scene
 
@@ -22,5 +22,6 @@ def play(scene: Scene) -> str:
     now = [node["name"] for node in scene.record(scene.attempts()[-1].begin)["nodes"]]
     if lost in now:
         raise DrillError(f"{lost} is without power, and the job runs on {', '.join(now)}")
+    status_is(scene, "running")
     scene.wait_for_end(_COMPLETE_S)
     return f"{causes_are(scene, LOST, 'done')}; {lost} lost, then on {', '.join(now)}"

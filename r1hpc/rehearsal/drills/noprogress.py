@@ -7,7 +7,7 @@ import signal
 from functools import partial
 
 from r1hpc.cluster.requeue import HOLD
-from r1hpc.rehearsal.drills.checks import causes_are
+from r1hpc.rehearsal.drills.checks import causes_are, status_is
 from r1hpc.rehearsal.drills.moments import STARTED_S
 from r1hpc.rehearsal.drills.scene import DrillError, Scene
 
@@ -28,6 +28,7 @@ def play(scene: Scene) -> str:
     end = scene.record(scene.attempts()[-1].end)
     if end["action"] != HOLD or f"{MAX_CRASHES} attempts without progress" not in end["reason"]:
         raise DrillError(f"the last attempt's end says {end['action']}: {end['reason']}")
+    status_is(scene, "held")
     scene.cluster.run(["scontrol", "release", scene.job_id], check=True)
     scene.wait_for_end(_COMPLETE_S)
     return causes_are(scene, *["crash"] * MAX_CRASHES, "done")

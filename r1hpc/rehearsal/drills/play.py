@@ -13,7 +13,7 @@ from pathlib import Path
 from r1hpc.config import Config, load_config
 from r1hpc.errors import R1hpcError, RehearsalError
 from r1hpc.rehearsal.cluster import RehearsalCluster
-from r1hpc.rehearsal.drills.checks import nothing_left, nothing_lost, shared_memory
+from r1hpc.rehearsal.drills.checks import nothing_left, nothing_lost, shared_memory, status_is
 from r1hpc.rehearsal.drills.scene import DrillError, Scene
 from r1hpc.rehearsal.drills.table import DRILLS, Drill
 from r1hpc.rehearsal.rehearse import rehearse
@@ -95,7 +95,7 @@ def play(name: str, drill: Drill, conditions: Conditions) -> str:
         before = shared_memory(scene)
         story = [drill.play(scene), nothing_left(scene, before)]
         if stage == "train":
-            story.append(nothing_lost(scene.directory, scene.num_rollout))
+            story += [nothing_lost(scene.directory, scene.num_rollout), status_is(scene, "done")]
         return "; ".join(story)
     finally:
         cluster.down()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from r1hpc.rehearsal.drills.checks import causes_are, nothing_left, shared_memory
+from r1hpc.rehearsal.drills.checks import causes_are, nothing_left, shared_memory, status_is
 from r1hpc.rehearsal.drills.moments import at_work
 from r1hpc.rehearsal.drills.scene import DrillError, Scene
 
@@ -26,6 +26,7 @@ def play(scene: Scene) -> str:
     job = scene.job()
     if (job["JobState"], job["Restarts"]) != ("CANCELLED", "0"):
         raise DrillError(f"the cancelled job is {job['JobState']} with {job['Restarts']} restarts")
+    status_is(scene, "cancelled")
     scene.submit()
     scene.wait_for_end(_COMPLETE_S)
     # Killed outright, as the first may be, its record is closed by the next.
