@@ -73,29 +73,41 @@ class SaveClock:
         self._stop_deadline = stop_deadline
         self._save = save or Durations()
         self._iteration = iteration or Durations()
+        self._update = Durations()
         self._now = now
         self._committed_iteration = first - 1
         self._committed_at = now()
 
     def remember(self, record: Mapping[str, Sequence[float]]) -> None:
         """Take over the durations that `state` gave an earlier attempt's commit."""
-        for durations, key in ((self._save, "save_s"), (self._iteration, "iteration_s")):
+        for key, durations in self._durations.items():
             for seconds in record.get(key, ()):
                 durations.add(seconds)
 
     def state(self) -> dict[str, Any]:
         """The measured durations, for the commit's record: the next attempt knows them from its beginning."""
-        return {"save_s": list(self._save.measured), "iteration_s": list(self._iteration.measured)}
+        return {key: list(durations.measured) for key, durations in self._durations.items()}
+
+    @property
+    def _durations(self) -> Mapping[str, Durations]:
+        return {"save_s": self._save, "iteration_s": self._iteration, "update_s": self._update}
 
     def iterated(self, seconds: float) -> None:
         """A whole iteration took this long: rollout, update, what a save cost it."""
         self._iteration.add(seconds)
 
-    def saved(self, iteration: int, seconds: float) -> None:
-        """The commit after `iteration` is valid, this long after it was begun: the next interval began with it."""
+    def updated(self, seconds: float) -> None:
+        """An update took this long."""
+        self._update.add(seconds)
+
+    def saved(self, iteration: int, seconds: float, begun: float) -> None:
+        """The commit after `iteration` is valid. It took so many seconds of work, which ended before anybody looked.
+
+        begun: seconds since it was begun, in which a rollout went on beside it: the next interval began with it.
+        """
         self._save.add(seconds)
         self._committed_iteration = max(self._committed_iteration, iteration)
-        self._committed_at = self._now() - seconds
+        self._committed_at = self._now() - begun
 
     def is_due(self, iteration: int) -> bool:
         """Whether to commit now, after `iteration` was trained."""
@@ -133,6 +145,16 @@ class SaveClock:
         With less time left, leave at once on the last commit: a save that is cut off brings nothing.
         """
         return max(self._save.p95_s - begun, 0.0)
+
+    def no_time_for_update(self) -> str | None:
+        """Why no update may be begun: it and its commit would not end before the attempt has to be gone.
+
+        It would cost what was trained since the last commit, which can still be committed now. None if there is time.
+        """
+        left_s, needed_s = self.seconds_left(), self._update.p95_s + self._save.p95_s
+        if left_s is None or left_s >= needed_s:
+            return None
+        return f"{left_s:.0f} s are left, an update and its commit need {needed_s:.0f} s"
 
     def patience_s(self) -> float:
         """How long an update under way may go on after a stop request, so that its commit ends in time as well."""

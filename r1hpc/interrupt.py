@@ -7,12 +7,18 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from r1hpc.cluster.rollcall import SILENCE_S
 from r1hpc.cluster.stop import StopListener
 from r1hpc.errors import R1hpcError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+UNWIND_S = 5.0
+"""For work that is cancelled to leave things in order."""
+TOLD_S = SILENCE_S + 5.0
+"""After a fault, until the head's agent has heard of a lost node, or of a job that is taken away."""
 
 
 class StopRequested(R1hpcError):
@@ -48,8 +54,12 @@ class Interrupt:
         if self.requested is not None:
             raise StopRequested(f"asked to stop by {self.requested} {doing}")
 
+    async def hear(self, seconds: float, doing: str) -> None:
+        """Give whoever may be about to ask the time to do so. Raises StopRequested then."""
+        await self.unless(asyncio.sleep(seconds), doing)
+
     async def unless(self, work: Coroutine[Any, Any, T], doing: str) -> T:
-        """The result of `work`, which a stop request cancels. Raises StopRequested once it has unwound."""
+        """The result of `work`, which a stop request cancels. Raises StopRequested once it has unwound, or will not."""
         return await self.within(work, doing, lambda: 0.0)
 
     async def within(self, work: Coroutine[Any, Any, T], doing: str, patience_s: Callable[[], float]) -> T:
@@ -69,5 +79,6 @@ class Interrupt:
             asked.cancel()
             if not task.done():
                 task.cancel()
-                await asyncio.wait({task})
+                # Whoever asked may not wait for an engine that does not answer; what is left over ends with us.
+                await asyncio.wait({task}, timeout=UNWIND_S)
         raise StopRequested(f"asked to stop by {self.requested} {doing}")

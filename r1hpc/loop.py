@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from r1hpc.account import Account, Made, memory_numbers
 from r1hpc.clock import SaveClock
-from r1hpc.colocate import Colocation
+from r1hpc.colocate import Colocation, Entering
 from r1hpc.interrupt import Interrupt, OutOfTime
 from r1hpc.rollout.evaluation import EvalResult
 from r1hpc.rollout.recorded import Rollouts
@@ -56,8 +57,14 @@ class Loop:
         if (why := self.clock.out_of_time()) is not None:
             raise OutOfTime(f"no time for iteration {iteration}: {why}")
 
+    def _check_update(self, iteration: int) -> None:
+        """Once an update has begun that does not end in time, nothing that was trained before can be committed."""
+        if (why := self.clock.no_time_for_update()) is not None:
+            self.interrupt.check(f"before iteration {iteration} was trained: {why}")
+            raise OutOfTime(f"no time to train iteration {iteration}: {why}")
+
     async def _sample(self, iteration: int, made: Made) -> Rollout:
-        async with self.colocation.rollout_phase():
+        async with self.colocation.rollout_phase(self._until_asked(iteration)):
             if self.evaluation is not None and iteration % self.eval_interval == 0:
                 with made.seconds.part("eval"):
                     made.evals = await self._evaluate(self.evaluation, iteration)
@@ -65,8 +72,12 @@ class Loop:
             with made.seconds.part("rollout"):
                 sampling = self.rollouts.rollout(iteration, self.colocation.version)
                 rollout = await self.interrupt.unless(sampling, f"while iteration {iteration} was sampled")
+            self.saving.sampled()
         made.rollout = rollout.report
         return rollout
+
+    def _until_asked(self, iteration: int) -> Entering:
+        return partial(self.interrupt.unless, doing=f"while the engines took the weights before iteration {iteration}")
 
     async def _finish_saving(self, made: Made) -> None:
         """The optimizer may not change what a commit is still written from."""
@@ -74,16 +85,19 @@ class Loop:
             await self.saving.finish()
 
     async def _train(self, iteration: int, rollout: Rollout, made: Made) -> None:
+        self._check_update(iteration)
         async with self.colocation.train_phase() as trainers:
+            self._check_update(iteration)
             self.account.doing("update", iteration)
             with made.seconds.part("update"):
                 updating = trainers.update(rollout.samples, iteration)
-                made.update = await self.interrupt.within(
-                    updating, f"while iteration {iteration} was trained", self.clock.patience_s
-                )
+                with self.saving.update(iteration):
+                    made.update = await self.interrupt.within(
+                        updating, f"while iteration {iteration} was trained", self.clock.patience_s
+                    )
             made.memory = memory_numbers(await trainers.memory())
         self.colocation.version = iteration + 1
-        await self.saving.trained(iteration, last=iteration + 1 == self.num_rollout)
+        await self.saving.commit_if_due(last=iteration + 1 == self.num_rollout)
 
     async def _evaluate(self, evaluation: Evaluation, iteration: int) -> list[EvalResult]:
         self.account.doing("eval", iteration)
@@ -93,5 +107,5 @@ class Loop:
     async def _evaluate_the_end(self) -> None:
         if self.evaluation is None or not self.trains:
             return
-        async with self.colocation.rollout_phase():
+        async with self.colocation.rollout_phase(self._until_asked(self.num_rollout)):
             self.account.add_final_evaluation(await self._evaluate(self.evaluation, self.num_rollout))

@@ -10,22 +10,27 @@ import asyncio
 import logging
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray.util.placement_group import PlacementGroup
 
 from r1hpc import exit_codes
+from r1hpc.actors.collective_call import TrainerLost
 from r1hpc.cluster.launch import Launch, read_launch
 from r1hpc.cluster.outcome import Outcome
 from r1hpc.cluster.ray import Slot, connected, place_slots, wait_for_nodes
 from r1hpc.cluster.stop import StopListener
 from r1hpc.config import load_config
 from r1hpc.errors import BringUpError, CanaryError, ConfigError, R1hpcError
-from r1hpc.interrupt import OutOfTime, StopRequested
+from r1hpc.interrupt import TOLD_S, OutOfTime, StopRequested
 from r1hpc.metrics.progress import say_progress
 from r1hpc.publish import publish_json
 from r1hpc.rundir import AttemptDir, RunDir
+
+if TYPE_CHECKING:  # it loads what a bring-up does without
+    from r1hpc.loop import Loop
 
 logger = logging.getLogger(__name__)
 
@@ -63,19 +68,8 @@ def _drive(run: RunDir, attempt: AttemptDir, until: str, stop: StopListener) -> 
             if until == "bring-up":
                 return Outcome(exit_codes.SUCCESS, up)
             return asyncio.run(_train(run, attempt, launch, group, slots, stop, until))
-    except StopRequested as error:
-        return Outcome(exit_codes.STOP_REQUESTED, str(error))
-    except OutOfTime as error:
-        return Outcome(exit_codes.OUT_OF_TIME, str(error))
-    except CanaryError as error:
-        return Outcome(exit_codes.CANARY_FAILED, str(error))
-    except BringUpError as error:
-        return Outcome(exit_codes.BRING_UP_FAILED, str(error), error.hosts)
-    except ConfigError as error:
-        return Outcome(exit_codes.INVALID, str(error))
     except R1hpcError as error:
-        logger.exception("the attempt failed")
-        return Outcome(exit_codes.CRASHED, f"{type(error).__name__}: {error}")
+        return outcome_of(error)
 
 
 async def _train(
@@ -97,14 +91,63 @@ async def _train(
     if until == "canary":
         assert passed is not None, "it was asked for"
         return Outcome(exit_codes.SUCCESS, passed)
-    async with wired(given) as loop:
+    outcome = None
+    try:
+        async with wired(given) as loop:
+            outcome = await _looped(run, attempt, loop)
+            # Now: ending what was started may hang, and the agent waits for that only so long.
+            publish_json(attempt.driver, outcome.to_json())
+    except Exception:
+        if outcome is None:
+            raise
+        logger.exception("not everything could be ended in order")
+    return outcome
+
+
+async def _looped(run: RunDir, attempt: AttemptDir, loop: Loop) -> Outcome:
+    """The loop to its end, whichever; before it is left early, what is trained is committed if that is possible."""
+    try:
+        await loop.run()
+    except Exception as error:
+        outcome = outcome_of(error)
+        kept = await _kept(loop)
         try:
-            await loop.run()
-        except (StopRequested, OutOfTime) as leaving:
-            kept = await loop.saving.leave()
-            raise type(leaving)(f"{leaving}; {kept}") from None
-        publish_json(run.done, {"iterations": loop.num_rollout, "attempt": attempt.root.name, "time": time.time()})
-        return Outcome(exit_codes.SUCCESS, f"all {loop.num_rollout} iterations are done")
+            if outcome.exit_code == exit_codes.CRASHED:
+                # A node that is lost, or taken away, takes its engines and trainers with it: the agents know better.
+                await loop.interrupt.hear(TOLD_S, f"after {outcome.reason}")
+        except StopRequested as asked:
+            outcome = outcome_of(asked)
+        return replace(outcome, reason=f"{outcome.reason}; {kept}")
+    publish_json(run.done, {"iterations": loop.num_rollout, "attempt": attempt.root.name, "time": time.time()})
+    return Outcome(exit_codes.SUCCESS, f"all {loop.num_rollout} iterations are done")
+
+
+async def _kept(loop: Loop) -> str:
+    """Commit what is trained and can be; in words."""
+    try:
+        return await loop.saving.leave()
+    except Exception as error:
+        logger.warning("nothing could be committed before leaving", exc_info=error)
+        return f"what was trained since the last commit is lost: {error}"
+
+
+def outcome_of(error: Exception) -> Outcome:
+    """How an attempt ends that has met this."""
+    told = str(error)
+    match error:
+        case StopRequested():
+            return Outcome(exit_codes.STOP_REQUESTED, told)
+        case OutOfTime():
+            return Outcome(exit_codes.OUT_OF_TIME, told)
+        case CanaryError():
+            return Outcome(exit_codes.CANARY_FAILED, told)
+        case BringUpError():
+            return Outcome(exit_codes.BRING_UP_FAILED, told, error.hosts)
+        case ConfigError():
+            return Outcome(exit_codes.INVALID, told)
+    logger.error("the attempt failed", exc_info=error)
+    lost = (error.host,) if isinstance(error, TrainerLost) else ()
+    return Outcome(exit_codes.CRASHED, f"{type(error).__name__}: {told}", lost)
 
 
 def bring_up(launch: Launch, stop: StopListener) -> tuple[PlacementGroup, list[Slot]]:

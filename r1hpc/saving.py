@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.actors.trainers import TrainerGroup
+from r1hpc.actors.trainers import TrainerGroup, TrainersError
 from r1hpc.checkpoint.commit import Commit, Commits
 from r1hpc.clock import SaveClock
 from r1hpc.rollout.recorded import Rollouts
@@ -20,12 +21,22 @@ SAMPLER = "sampler"
 
 
 @dataclass(frozen=True)
-class _Pending:
-    """A commit that is being written."""
+class _Trained:
+    """The iteration that was trained last, and the sampler as it was then: what a commit holds goes together."""
 
     iteration: int
     sampler: SamplerState
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A commit that is being written."""
+
+    of: _Trained
     began: float
+    """Monotonic."""
+    begin_s: float
+    """What beginning it took."""
 
 
 class Saving:
@@ -50,39 +61,53 @@ class Saving:
         self._record = dict(record)
         self._committed = committed
         self._pending: _Pending | None = None
-        self._trained: int | None = None
-        """Iteration that was trained last, in this attempt."""
+        self._trained: _Trained | None = None
+        self._sampled = False
+        """A rollout has ended since: its prompts are taken, and what is committed must not know of that."""
+        self._updating = False
+        """The weights are no iteration's."""
+        self._failed = False
+        """To commit once more what could not be committed would fail once more."""
         self.last = last
         """Iteration of the newest commit; None before the first."""
 
     @property
     def pending(self) -> int | None:
         """Iteration whose commit is being written; None where none is."""
-        return None if self._pending is None else self._pending.iteration
+        return None if self._pending is None else self._pending.of.iteration
 
-    async def trained(self, iteration: int, *, last: bool) -> None:
-        """Take note of an update, and begin a commit if one is due; `last`: no further iteration follows."""
-        self._trained = iteration
-        if last or self._clock.is_due(iteration):
-            await self._begin(iteration)
+    def sampled(self) -> None:
+        """Take note that a rollout has ended."""
+        self._sampled = True
+
+    @contextmanager
+    def update(self, iteration: int) -> Iterator[None]:
+        """The body trains. If it raises, nothing of this attempt is committed any more, unless all trainers have
+        answered: these know whether they still have what was trained before, and refuse to save anything else.
+        """
+        began = time.monotonic()
+        self._updating = True
+        try:
+            yield
+        except TrainersError as error:
+            self._updating = not error.usable
+            raise
+        self._updating = False
+        self._clock.updated(time.monotonic() - began)
+        self._trained = _Trained(iteration, self._rollouts.state())
+        self._sampled = False
+
+    async def commit_if_due(self, *, last: bool) -> None:
+        """After an update: begin a commit if it is time for one; `last`: no further iteration follows."""
+        assert self._trained is not None, "an update comes first"
+        if last or self._clock.is_due(self._trained.iteration):
+            await self._begin(self._trained)
 
     async def finish(self) -> None:
         """Wait until the commit under way, if any, is valid. Has to come before the next update."""
         if self._pending is None:
             return
-        pending, self._pending = self._pending, None
-        saved = await self._trainers.finish_save()
-
-        def write_rest(directory: Path) -> None:
-            target = directory / SAMPLER
-            target.mkdir()
-            pending.sampler.save(target)
-
-        record = self._record | {"weight_version": pending.iteration + 1, "clock": self._clock.state()}
-        commit = await asyncio.to_thread(self._commits.finish, pending.iteration, saved, write_rest, record)
-        self._clock.saved(pending.iteration, time.monotonic() - pending.began)
-        self.last = pending.iteration
-        self._committed(commit)
+        await self._complete(self._pending)
         await asyncio.to_thread(self._commits.sweep)
 
     async def leave(self) -> str:
@@ -92,22 +117,52 @@ class Saving:
         """
         if self._trained is None:
             return "nothing was trained in this attempt"
-        if self._trained == self.last:
-            return f"iteration {self._trained} is committed"
+        trained = self._trained
+        if trained.iteration == self.last:
+            return f"iteration {trained.iteration} is committed"
+        if self._updating or self._failed:
+            why = "its weights have been changed since" if self._updating else "its commit has failed"
+            return f"iteration {trained.iteration} is lost: {why}"
         left, needed = self._clock.seconds_left(), self._clock.save_s(begun=self._begun_s())
         if left is not None and left < needed:
             # Not abandoned in order: that would wait for writers which may be stuck. The next attempt sweeps it.
-            return f"iteration {self._trained} is lost: {left:.0f} s are left, a commit takes {needed:.0f} s"
+            return f"iteration {trained.iteration} is lost: {left:.0f} s are left, a commit takes {needed:.0f} s"
+        if not self._sampled:
+            # A rollout that was broken off has given its prompts back, maybe with responses that it had begun.
+            trained = replace(trained, sampler=self._rollouts.state())
         if self._pending is None:
-            await self._begin(self._trained)
-        await self.finish()
-        return f"iteration {self._trained} is committed"
+            await self._begin(trained)
+        assert self._pending is not None
+        await self._complete(replace(self._pending, of=trained))
+        return f"iteration {trained.iteration} is committed"
 
-    async def _begin(self, iteration: int) -> None:
+    async def _begin(self, trained: _Trained) -> None:
         began = time.monotonic()
-        directory = await asyncio.to_thread(self._commits.begin, iteration)
-        await self._trainers.begin_save(directory, iteration)
-        self._pending = _Pending(iteration, self._rollouts.state(), began)
+        self._failed = True
+        directory = await asyncio.to_thread(self._commits.begin, trained.iteration)
+        await self._trainers.begin_save(directory, trained.iteration)
+        self._failed = False
+        self._pending = _Pending(trained, began, time.monotonic() - began)
+
+    async def _complete(self, pending: _Pending) -> None:
+        self._pending, self._failed = None, True
+        saved = await self._trainers.finish_save()
+        written = time.monotonic()
+
+        def write_rest(directory: Path) -> None:
+            target = directory / SAMPLER
+            target.mkdir()
+            pending.of.sampler.save(target)
+
+        iteration = pending.of.iteration
+        record = self._record | {"weight_version": iteration + 1, "clock": self._clock.state()}
+        commit = await asyncio.to_thread(self._commits.finish, iteration, saved, write_rest, record)
+        self._failed = False
+        now = time.monotonic()
+        # Without the time in which the trainers had written and nobody had asked: a rollout lasts longer than a save.
+        self._clock.saved(iteration, pending.begin_s + saved.seconds + now - written, begun=now - pending.began)
+        self.last = iteration
+        self._committed(commit)
 
     def _begun_s(self) -> float:
         """For how long the commit under way is being written."""

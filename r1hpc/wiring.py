@@ -82,6 +82,9 @@ async def wired(attempt: Attempt) -> AsyncIterator[Loop]:
     """
     config, save = attempt.config, _save_directory(attempt)
     interrupt = Interrupt(attempt.stop)
+    commits = Commits(save, config.ckpt.keep)
+    # First of all: an attempt of this run that lives on somewhere can commit no more from here on.
+    await asyncio.to_thread(commits.sweep)
     start = where_to_start(config.ckpt, save)
     async with AsyncExitStack() as stack:
         say_progress(attempt.directory, "starting", detail="engines and trainers")
@@ -91,9 +94,6 @@ async def wired(attempt: Attempt) -> AsyncIterator[Loop]:
         restored = await interrupt.unless(restoring, "while the attempt loaded its weights")
         parts.colocation.version = restored.iteration
         clock = _clock(attempt, restored)
-        commits = Commits(save, config.ckpt.keep)
-        # An attempt of this run that lives on somewhere can commit no more from here on.
-        await asyncio.to_thread(commits.sweep)
         saving = Saving(
             commits,
             parts.trainers,

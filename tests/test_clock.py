@@ -59,7 +59,7 @@ def test_only_the_last_durations_are_remembered() -> None:
 def test_a_commit_is_due_every_so_many_iterations_counted_from_the_last(watch: Watch) -> None:
     by_count = clock(watch, SavePolicy(iterations=3), first=5)
     assert [by_count.is_due(iteration) for iteration in (4, 5, 6, 7)] == [False, False, False, True]
-    by_count.saved(7, 60.0)
+    by_count.saved(7, 60.0, begun=60.0)
     assert [by_count.is_due(iteration) for iteration in (7, 8, 9, 10)] == [False, False, False, True]
 
 
@@ -70,7 +70,7 @@ def test_a_commit_is_due_every_so_many_minutes_from_where_the_last_began(watch: 
     watch.now = START + 1800
     assert by_minutes.is_due(2)
     watch.now = START + 1900
-    by_minutes.saved(2, 100.0)  # begun at 1800
+    by_minutes.saved(2, 40.0, begun=100.0)  # at 1800
     watch.now = START + 3599
     assert not by_minutes.is_due(3)
     watch.now = START + 3600
@@ -98,7 +98,7 @@ def test_before_the_allocation_ends_the_last_commit_is_due_and_no_iteration_star
         "669 s of the allocation are left, an iteration and its save need 600 + 60 s, leaving 10 s"
     )
     assert ending.is_due(0)
-    ending.saved(0, 60.0)
+    ending.saved(0, 60.0, begun=60.0)
     assert not ending.is_due(0)
 
 
@@ -106,7 +106,7 @@ def test_measured_durations_move_the_last_moment(watch: Watch) -> None:
     ending = clock(watch, SavePolicy(iterations=100), minutes=60)
     for iteration in range(3):
         ending.iterated(1000.0)
-        ending.saved(iteration, 200.0)
+        ending.saved(iteration, 200.0, begun=900.0)
     watch.now = START + 3600 - 1210
     assert ending.out_of_time() is None
     watch.now += 1
@@ -117,9 +117,14 @@ def test_the_next_attempt_knows_what_the_commit_remembers(watch: Watch) -> None:
     first = clock(watch, SavePolicy())
     for iteration, seconds in enumerate((100.0, 300.0, 200.0)):
         first.iterated(10 * seconds)
-        first.saved(iteration, seconds)
+        first.updated(2 * seconds)
+        first.saved(iteration, seconds, begun=5 * seconds)
     record = json.loads(json.dumps(first.state()))
-    assert record == {"save_s": [100.0, 300.0, 200.0], "iteration_s": [1000.0, 3000.0, 2000.0]}
+    assert record == {
+        "save_s": [100.0, 300.0, 200.0],
+        "iteration_s": [1000.0, 3000.0, 2000.0],
+        "update_s": [200.0, 600.0, 400.0],
+    }
     second = clock(watch, SavePolicy(), first=3)
     second.remember(record)
     assert second.save_s() == 300.0

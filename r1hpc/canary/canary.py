@@ -15,10 +15,9 @@ from r1hpc.canary.bound import mismatch_bound
 from r1hpc.canary.cycle import cycle
 from r1hpc.canary.passed import digest, has_passed, is_wanted, subject
 from r1hpc.canary.verdict import Iterated, findings
-from r1hpc.cluster.rollcall import SILENCE_S
 from r1hpc.config import load_config
 from r1hpc.errors import CanaryError, R1hpcError
-from r1hpc.interrupt import Interrupt, OutOfTime, StopRequested
+from r1hpc.interrupt import TOLD_S, Interrupt, OutOfTime, StopRequested
 from r1hpc.metrics.progress import read_progress, say_progress
 from r1hpc.plan.model_shape import read_model_shape
 from r1hpc.publish import publish_json
@@ -30,7 +29,6 @@ START_S = 1200.0
 """For all engines, and then for all trainers, to come up: compilers are slow the first time, and the model is small."""
 DEADLINE_S = 3600.0
 """For all of it: what hangs this long hangs for ever."""
-_MARGIN_S = 5.0
 
 
 @dataclass
@@ -91,10 +89,11 @@ async def _try(attempt: Attempt) -> list[Iterated]:
             logger.error(
                 "the canary failed while %s; if a node was lost, its agent's silence tells within %g s: %s",
                 step,
-                SILENCE_S,
+                TOLD_S,
                 error,
             )
-            await _leave_time_to_be_told(attempt)
+            # A lost node takes its engines and trainers with it: no fault of the canary's.
+            await Interrupt(attempt.stop).hear(TOLD_S, "while the canary failed")
         raise _error(attempt, step, str(error)) from error
 
 
@@ -115,15 +114,6 @@ async def _cycle(attempt: Attempt, step: _Step) -> list[Iterated]:
         iterated = await cycle(loop, begin)
         begin("closing")
     return iterated
-
-
-async def _leave_time_to_be_told(attempt: Attempt) -> None:
-    """A lost node, or one that Slurm takes away, takes its engines and trainers with it: no fault of the canary's.
-
-    The head's agent hears of it a little later, and ends this process or asks it to stop. Raises StopRequested.
-    """
-    waited = asyncio.sleep(SILENCE_S + _MARGIN_S)
-    await Interrupt(attempt.stop).unless(waited, "while the canary failed")
 
 
 async def _prepared(attempt: Attempt) -> None:

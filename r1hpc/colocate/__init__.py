@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from r1hpc.colocate.colocation import Colocation
+from r1hpc.colocate.colocation import Colocation, Entering
 from r1hpc.colocate.needs import WakingNeeds
 
-__all__ = ["Colocation", "WakingNeeds"]
+__all__ = ["Colocation", "Entering", "WakingNeeds"]

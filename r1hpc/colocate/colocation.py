@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from r1hpc.config.run_time import SyncConfig
 from r1hpc.errors import R1hpcError
 from r1hpc.rollout.dispatch import Dispatcher
 from r1hpc.stopwatch import Stopwatch
+from r1hpc.sync.outline import SyncError
 from r1hpc.sync.publish import SyncReport, publish
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,13 @@ _MEMORY_S = 60.0
 """For what was released to be free: seconds at most, unless somebody else has it."""
 _BRING_BACK_S = 1800.0
 """For an engine that died in a rollout: it reads its checkpoint again. Past them the others finish without it."""
+
+
+Entering = Callable[[Coroutine[Any, Any, None]], Awaitable[None]]
+
+
+async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
+    await work
 
 
 class ColocationError(R1hpcError):
@@ -86,14 +94,13 @@ class Colocation:
         return taken
 
     @asynccontextmanager
-    async def rollout_phase(self) -> AsyncIterator[Dispatcher | None]:
+    async def rollout_phase(self, entering: Entering = _uninterrupted) -> AsyncIterator[Dispatcher | None]:
         """The engines have the GPUs and the trainers' weights.
 
         The body is cancelled, and TrainerLost or ColocationError raised, when a trainer dies or no engine is left.
+        entering: runs what enters the phase, and may cancel it.
         """
-        await self._sleep_trainers()
-        if self._engines is not None:
-            await self._wake_engines(self._engines)
+        await entering(self._to_engines())
         async with _ended_by(self._trainers.until_lost(), self._until_hopeless()):
             yield self._dispatcher
 
@@ -104,6 +111,11 @@ class Colocation:
             await self._sleep_engines(self._engines)
         await self._wake_trainers()
         yield self._trainers
+
+    async def _to_engines(self) -> None:
+        await self._sleep_trainers()
+        if self._engines is not None:
+            await self._wake_engines(self._engines)
 
     async def close(self) -> None:
         """Bring no engine back any more."""
@@ -134,8 +146,8 @@ class Colocation:
             await engines.resume_weights()
         if stale := [name for name in self._ready(engines) if engines.weight_version(name) != self.version]:
             with self._stopwatch.part("sync"):
-                self.last_sync = await self._publish(engines, stale)
-            for name, reason in self.last_sync.failed.items():
+                failed = await self._given_weights(engines, stale)
+            for name, reason in failed.items():
                 engines.report_down(name, f"it could not be given weights {self.version}: {reason}")
         with self._stopwatch.part("engines_wake"):
             await engines.resume_cache()
@@ -174,6 +186,15 @@ class Colocation:
             for name in down:
                 self._take_out(name, "it is down")
             await engines.stop(down)
+
+    async def _given_weights(self, engines: EngineGroup, names: list[str]) -> Mapping[str, str]:
+        """Of these engines those that could not be given the weights, and why: they have to be started again."""
+        try:
+            self.last_sync = await self._publish(engines, names)
+        except SyncError as error:
+            # Nobody knows which of them it was that hung.
+            return dict.fromkeys(names, str(error))
+        return self.last_sync.failed
 
     async def _publish(self, engines: EngineGroup, names: list[str]) -> SyncReport:
         """Give these engines the weights. Not twice at a time: the trainers do one sync after another."""

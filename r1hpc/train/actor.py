@@ -81,6 +81,8 @@ class TrainActor:
         """Which boxes of which tensors this rank's weights are."""
         self._on_device: str | None = None
         self._steps_in_copy: int | None = None
+        self._trained: int | None = None
+        """Rollout that this process trained on last, or the one that it resumed after."""
         self._plan: SavePlan | None = None
         self._saving: PendingSave | None = None
 
@@ -93,7 +95,7 @@ class TrainActor:
     def load(self, directory: Path) -> None:
         """Train from the weights of a torch_dist checkpoint: no optimizer state, step 0."""
         self._load_weights(directory)
-        self._steps_in_copy = None
+        self._steps_in_copy = self._trained = None
         self.optimizer.restart()
         self._begin(LearningRate(Schedule.of(self.config.optimizer, self.config.total_steps)))
 
@@ -109,6 +111,7 @@ class TrainActor:
         for notice in (*loaded.notices, *notices):
             logger.warning("%s", notice)
         self._begin(learning_rate)
+        self._trained = loaded.state.iteration
         return loaded.state
 
     def begin_save(self, directory: Path, iteration: int, say: Callable[[str], None] = logger.info) -> None:
@@ -119,6 +122,8 @@ class TrainActor:
         if self._saving is not None:
             raise TrainerError(f"{self._saving.directory} is being written still: finish_save first")
         self._check_whole()
+        if self._trained not in (None, iteration):
+            raise TrainerError(f"the weights are those after rollout {self._trained}, not after {iteration}")
         if self._plan is None:
             self._plan = plan_save(self.held_model, self.optimizer.shards())
         state = TrainerState(
@@ -178,6 +183,7 @@ class TrainActor:
             ]
         with clock.part("backup"):
             self._copy_to_host()
+        self._trained = rollout_id
         return UpdateStats(rollout_id, tuple(done), clock.seconds)
 
     def _checked(self, samples: Sequence[Sample]) -> list[Sample]:

@@ -212,6 +212,24 @@ def test_a_killed_engine_comes_back_with_the_weights_and_finishes_the_rollout(
     runner.run(work())
 
 
+def test_an_engine_that_got_no_weights_in_time_is_started_again_and_given_them(
+    runner: asyncio.Runner, world: World, config: Config
+) -> None:
+    async def work() -> None:
+        async with world.colocation.train_phase():
+            world.colocation.version += 1  # so the engine's are old
+        patient = world.colocation._sync
+        world.colocation._sync = patient.model_copy(update={"timeout_s": 0.01})
+        async with world.colocation.rollout_phase() as dispatcher:
+            assert world.engines.up == []
+            world.colocation._sync = patient
+            assert dispatcher is not None
+            samples = await generate(dispatcher, config)
+        assert {sample.weight_version for sample in samples} == {world.colocation.version}
+
+    runner.run(work())
+
+
 def test_a_trainer_that_dies_in_a_rollout_ends_it_and_is_named(runner: asyncio.Runner, world: World) -> None:
     async def work() -> None:
         with pytest.raises(TrainerLost, match="rank 1 at local01: its process is gone"):

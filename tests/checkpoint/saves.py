@@ -20,9 +20,10 @@ class Saved:
     directory: Path
     size_bytes: int
     manifest_xxh3: str
+    seconds: float
 
 
-def save(directory: Path, iteration: int) -> Saved:
+def save(directory: Path, iteration: int, seconds: float = 0.01) -> Saved:
     """Save as trainers do; the weights tell the iteration."""
     staging = directory.parent / f".{directory.name}.0a1b2c3d.saving"
     staging.mkdir()
@@ -40,7 +41,7 @@ def save(directory: Path, iteration: int) -> Saved:
     fsync_directory(staging)
     os.rename(staging, directory)
     fsync_directory(directory.parent)
-    return Saved(directory, sum(map(len, content.values())), xxhash.xxh3_64_hexdigest(manifest))
+    return Saved(directory, sum(map(len, content.values())), xxhash.xxh3_64_hexdigest(manifest), seconds)
 
 
 def write_rest(directory: Path) -> None:

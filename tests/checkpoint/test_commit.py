@@ -226,7 +226,7 @@ def test_a_save_that_never_appears_is_an_error(root: Path) -> None:
     commits = Commits(root, 2, visible_s=0.1)
     directory = commits.begin(20)
     with pytest.raises(CheckpointError, match=r"ckpt\.save must be on a file system that all hosts share"):
-        commits.finish(20, Saved(directory, 0, ""), write_rest, {})
+        commits.finish(20, Saved(directory, 0, "", 0.1), write_rest, {})
 
 
 def test_what_is_in_the_way_is_renamed_and_not_lost(root: Path, caplog: pytest.LogCaptureFixture) -> None:

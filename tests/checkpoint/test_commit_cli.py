@@ -31,7 +31,7 @@ def with_weights(root: Path, forms: Path, *iterations: int) -> Commits:
         directory = commits.begin(iteration)
         shutil.copytree(forms / "torch_dist/release", directory)
         manifest = (directory / "manifest.json").read_bytes()
-        commits.finish(iteration, Saved(directory, 0, xxhash.xxh3_64_hexdigest(manifest)), write_rest, {})
+        commits.finish(iteration, Saved(directory, 0, xxhash.xxh3_64_hexdigest(manifest), 0.1), write_rest, {})
     return commits
 
 

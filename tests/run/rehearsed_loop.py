@@ -18,7 +18,7 @@ from r1hpc.actors.trainers import TrainerGroup
 from r1hpc.checkpoint.commit import Commits
 from r1hpc.clock import Durations, SaveClock, SavePolicy
 from r1hpc.cluster.stop import StopListener
-from r1hpc.colocate import Colocation
+from r1hpc.colocate import Colocation, Entering
 from r1hpc.interrupt import Interrupt
 from r1hpc.loop import Loop
 from r1hpc.metrics.metrics import Metrics
@@ -117,10 +117,13 @@ class Phases:
         return {"sync": 0.1}
 
     @asynccontextmanager
-    async def rollout_phase(self) -> AsyncIterator[None]:
+    async def rollout_phase(self, entering: Entering) -> AsyncIterator[None]:
+        await entering(self._to_engines())
+        yield
+
+    async def _to_engines(self) -> None:
         self._trainers.asleep, self._engines.version = True, self.version
         self._steps.tell(f"rollout phase, weights {self.version}")
-        yield
 
     @asynccontextmanager
     async def train_phase(self) -> AsyncIterator[RememberingTrainers]:

@@ -40,6 +40,25 @@ def with_agent(test: Callable[[Agent, Interrupt], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
+def test_work_that_does_not_unwind_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("r1hpc.interrupt.UNWIND_S", 0.05)
+    left = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await left.wait()
+
+    async def test(agent: Agent, interrupt: Interrupt) -> None:
+        agent.ask("SIGTERM at node01")
+        with pytest.raises(StopRequested):
+            await interrupt.unless(work(), "while working")
+        left.set()
+
+    with_agent(test)
+
+
 def test_work_that_nobody_stops_gives_its_result() -> None:
     async def test(agent: Agent, interrupt: Interrupt) -> None:
         assert await interrupt.unless(asyncio.sleep(0.01, "done"), "while sleeping") == "done"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 from r1hpc.checkpoint.commit import newest_commit
 from r1hpc.cluster.stop import StopListener
 from r1hpc.interrupt import OutOfTime, StopRequested
+from r1hpc.rollout.state import SamplerState
 from r1hpc.rundir import RunDir
+from r1hpc.saving import SAMPLER
 from tests.run.rehearsed_loop import NUM_ROLLOUT, Killed, Rehearsed, Steps, Trained, attempt
 
 
@@ -120,6 +123,56 @@ def test_without_time_for_a_commit_the_attempt_leaves_at_once_on_the_last_one(tm
     assert commit.iteration == 1, "and lost"
 
 
+@pytest.mark.parametrize("recycle", ["none", "prompts"])
+def test_stopped_at_any_step_without_any_grace_the_next_attempt_goes_on_from_the_last_commit(
+    recycle: str, tmp_path: Path
+) -> None:
+    """Also in the middle of an update, after which the weights are no iteration's."""
+    whole = run(tmp_path / "whole", recycle=recycle).trainers.trained
+    step, lost = 0, 0
+    while True:
+        step += 1
+        root = tmp_path / str(step)
+        stopped = _stopped(root, step, recycle, patience_s=0.0)
+        if stopped is None:
+            break
+        again = run(root, recycle=recycle)
+        assert again.trainers.trained == whole, step
+        lost += len(stopped.trainers.trained) - again.loop.first
+    assert lost > 0
+
+
+def test_an_update_that_would_not_end_in_time_is_not_begun_and_what_was_trained_before_is_committed(
+    tmp_path: Path,
+) -> None:
+    whole = run(tmp_path / "whole").trainers.trained
+
+    def slow_updates(made: Rehearsed) -> None:
+        for _ in range(3):
+            made.loop.clock.updated(1000.0)
+
+    at = Steps()
+    run(tmp_path / "steps", at)
+    stopped = _stopped(tmp_path / "a", 1 + at.told.index("rolled 3"), "prompts", patience_s=500.0, change=slow_updates)
+    assert stopped is not None
+    assert stopped.steps.told[-3:] == ["rolled 3", "begin_save 2", "finish_save 2"]
+    again = run(tmp_path / "a")
+    assert again.loop.first == 3
+    assert again.trainers.trained == whole, "the prompts of the rollout that nobody trained on are taken again"
+
+
+def test_a_commit_made_on_leaving_keeps_what_the_rollout_had_begun(tmp_path: Path) -> None:
+    at = Steps()
+    run(tmp_path / "steps", at, recycle="tokens")
+    stopped = _stopped(tmp_path / "a", 1 + at.told.index("rollout 3"), "tokens")
+    assert stopped is not None
+    commit = newest_commit(RunDir(tmp_path / "a").checkpoints)
+    assert commit is not None
+    assert commit.iteration == 2
+    state = SamplerState.load(commit.directory / SAMPLER)
+    assert any(draft is not None for queued in state.queue for draft in queued.begun)
+
+
 def test_an_allocation_that_ends_soon_is_left_with_everything_committed(tmp_path: Path) -> None:
     """Iterations take no time here, a save 1 s by the plan: 12 s before the end there is time, 10 s before it none."""
     clock = [0.0]
@@ -152,7 +205,14 @@ def _kill() -> None:
     raise Killed
 
 
-def _stopped(root: Path, step: int, recycle: str, patience_s: float = 3600.0, **options: Any) -> Rehearsed | None:
+def _stopped(
+    root: Path,
+    step: int,
+    recycle: str,
+    patience_s: float = 3600.0,
+    change: Callable[[Rehearsed], None] = lambda made: None,
+    **options: Any,
+) -> Rehearsed | None:
     """An attempt that is asked to stop at a step, and leaves as the driver does; None where it ended before."""
 
     async def until_stopped() -> Rehearsed | None:
@@ -169,6 +229,7 @@ def _stopped(root: Path, step: int, recycle: str, patience_s: float = 3600.0, **
 
         steps = Steps(step, strike=ask)
         made = await attempt(root, steps, recycle=recycle, listener=listener, **options)
+        change(made)
         try:
             await made.loop.run()
         except StopRequested:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ class SavedCheckpoint:
     """Of all its files."""
     manifest_xxh3: str
     """Of its manifest.json, which has the size and the hash of every other file: what a commit has to name."""
+    seconds: float
+    """That it took: writing on the slowest rank, and publishing; not the wait until somebody asked for it."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,15 @@ class RankRecord:
 
     files: tuple[WrittenFile, ...]
     states: RandomStates
+    seconds: float
+    """That it wrote."""
 
 
 def complete(
     staging: Path, directory: Path, plan: SavePlan, ranks: Sequence[RankRecord], state: TrainerState
 ) -> SavedCheckpoint:
     """Write what holds no tensors and publish: `directory` is there as a whole or not at all."""
+    began = time.monotonic()
     located = _located(ranks)
     common = common_state(state.iteration)
     small = {
@@ -76,7 +82,8 @@ def complete(
     os.rename(staging, directory)
     fsync_directory(directory.parent)
     size = sum(file.size_bytes for file in data_files) + sum(map(len, small.values())) + len(manifest)
-    return SavedCheckpoint(directory, state, size, xxhash.xxh3_64_hexdigest(manifest))
+    seconds = max(record.seconds for record in ranks) + time.monotonic() - began
+    return SavedCheckpoint(directory, state, size, xxhash.xxh3_64_hexdigest(manifest), seconds)
 
 
 _Located = Mapping[str, Sequence[tuple[str, StoredChunk]]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,8 @@ class PendingSave:
         self._stop = threading.Event()
         self._failure: R1hpcError | None = None
         self._thread: threading.Thread | None = None
+        self._seconds = 0.0
+        """That the writing took."""
 
     def start(self, weights: Mapping[str, Tensor], say: Callable[[str], None]) -> None:
         """Begin to write; once."""
@@ -142,6 +145,7 @@ class PendingSave:
         self._remove()
 
     def _run(self, weights: Mapping[str, Tensor], say: Callable[[str], None]) -> None:
+        began = time.monotonic()
         try:
             total = sum(item.flat.nbytes for item in self._plan.items(weights))
             progress = Progress(f"saving iteration {self.state.iteration}, rank {self._plan.rank}", total, say)
@@ -154,10 +158,12 @@ class PendingSave:
             progress.finish()
         except Exception as error:  # whatever it is, every rank has to hear of it in `finish`
             self._failure = as_error(error, f"rank {self._plan.rank} cannot write its part of {self.directory.name}")
+        finally:
+            self._seconds = time.monotonic() - began
 
     def _gather(self) -> list[RankRecord]:
         """What every rank wrote, on rank 0; [] elsewhere."""
-        mine = RankRecord(tuple(self._files.written), self._states)
+        mine = RankRecord(tuple(self._files.written), self._states, self._seconds)
         group = self._plan.group
         if not dist.is_initialized():
             return [mine]
