@@ -4,7 +4,7 @@ What asks, and what then ends the job, in the order of what comes:
     time limit       USR1 (--signal) its lead before the limit; TERM at the limit; KILL after KillWait
     preemption       TERM at once, to the steps alone; TERM again after GraceTime, to all; KILL after KillWait.
                      The first is USR1 with preempt_send_user_signal. Without a GraceTime the first TERM is the last.
-    scancel          TERM; KILL after KillWait
+    scancel          TERM; KILL after KillWait. The signal is a preemption's, so that Slurm has to be asked (job_word)
 """
 
 from __future__ import annotations

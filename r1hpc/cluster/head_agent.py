@@ -11,7 +11,9 @@ from pathlib import Path
 
 from r1hpc import exit_codes
 from r1hpc.cluster.grace import read_grace
-from r1hpc.cluster.node import ROLL_CALL_S, TICK_S, Node
+from r1hpc.cluster.job_word import JobQuestion
+from r1hpc.cluster.lookout import Lookout
+from r1hpc.cluster.node import TICK_S, Node
 from r1hpc.cluster.outcome import Outcome, nodes_lost
 from r1hpc.cluster.ray_command import has_joined, ray_environment, start_command
 from r1hpc.cluster.rollcall import Answers, RollCall
@@ -20,23 +22,40 @@ from r1hpc.cluster.supervisor import Exit, Supervisor
 
 _BACKSTOP_S = 30.0
 """Beyond the driver's own deadline; it may hang inside Ray."""
+CLOSING_S = 90.0
+"""A driver that knows how it ended has so long to end what it has started; it may hang inside Ray."""
+_LAST_LOOK_S = 5.0
+"""For what a driver that has just ended left on the shared file system; far below the silence that loses the head."""
 
 
 class HeadAgent:
     """One attempt, seen from its first host."""
 
-    def __init__(self, node: Node, supervisor: Supervisor, roll_call: RollCall, scratch: Path) -> None:
+    def __init__(
+        self,
+        node: Node,
+        supervisor: Supervisor,
+        roll_call: RollCall,
+        scratch: Path,
+        closing_s: float = CLOSING_S,
+    ) -> None:
         self._node = node
         self._supervisor = supervisor
         self._roll_call = roll_call
+        self._closing_s = closing_s
         self._scratch = scratch
-        self._environment = ray_environment(node.inherited, node.launch, node.host, node.attempt.secret, node.marks)
+        self._environment = ray_environment(
+            node.inherited, node.launch, node.host, node.attempt.secret, node.marks, scratch
+        )
         self._driver: subprocess.Popen[bytes] | None = None
         self._head_is_up = False
         self._told: set[str] = set()
         self._joining: set[str] = set()
         self._own_stops = 0
-        self._stops = StopRequests(read_grace(node.attempt.begin, node.run.run))
+        self.grace = read_grace(node.attempt.begin, node.run.run)
+        self._stops = StopRequests(self.grace)
+        self._lookout = Lookout(node.attempt)
+        self._question = JobQuestion(_job_id(node.attempt.begin), node.inherited)
 
     def run(self) -> Outcome:
         """Run the attempt to its end. Everything that was started still runs when this returns."""
@@ -51,16 +70,19 @@ class HeadAgent:
         answers = self._roll_call.poll()
         ended = self._supervisor.reap()
         outcome = self._judge_agents(answers) or self._judge_children(ended) or self._judge_time()
-        if outcome is None:
-            self._bring_up(answers.joined)
+        if outcome is not None:
+            return self._driver_first(outcome)
+        self._bring_up(answers.joined)
         own = self._node.stop_requests[self._own_stops :]
         self._own_stops += len(own)
-        return outcome or self._forward_stops([*(f"{name} at {self._node.host.name}" for name in own), *answers.stops])
+        return self._forward_stops([*(f"{name} at {self._node.host.name}" for name in own), *answers.stops])
 
     def _bring_up(self, joined: list[str]) -> None:
         """Start the driver as soon as Ray listens; let the others join once the head has, so many at a time."""
         if self._driver is None and self._ray_listens():
             self._driver = self._start_driver()
+            # The last process that is forked here; from now on nothing of the beat touches the shared file system.
+            self._lookout.start()
         self._joining -= set(joined)
         self._head_is_up = self._head_is_up or has_joined(self._supervisor.log("ray"))
         if not self._head_is_up:
@@ -79,10 +101,10 @@ class HeadAgent:
             reasons = "; ".join(f"{failure.name}: {failure.reason}" for failure in answers.failures)
             return Outcome(self._node_failure, reasons, names)
         missing = self._roll_call.missing
-        if missing and time.monotonic() - self._started > ROLL_CALL_S:
+        if missing and time.monotonic() - self._started > self._node.roll_call_s:
             total = len(self._node.launch.hosts)
             reason = (
-                f"waiting for agents: {total - len(missing)} of {total} after {ROLL_CALL_S:g} s "
+                f"waiting for agents: {total - len(missing)} of {total} after {self._node.roll_call_s:g} s "
                 f"(missing {', '.join(missing)})"
             )
             return Outcome(exit_codes.BRING_UP_FAILED, reason, tuple(missing))
@@ -96,9 +118,19 @@ class HeadAgent:
             return Outcome(self._node_failure, f"{self._node.host.name}: {by_name['ray']}", (self._node.host.name,))
         return None
 
+    def _driver_first(self, outcome: Outcome) -> Outcome:
+        """What the driver said of its end counts, whatever breaks while it closes.
+
+        But not that it crashed: that may be the echo of a loss which the agents only now know of.
+        """
+        recorded = self._lookout.recorded
+        return outcome if recorded is None or recorded.exit_code == exit_codes.CRASHED else recorded
+
     def _judge_time(self) -> Outcome | None:
+        if self._lookout.closing_s > self._closing_s:
+            return self._lookout.recorded
         limit = self._node.launch.bring_up_timeout_s + _BACKSTOP_S
-        if time.monotonic() - self._started < limit or self._placed:
+        if time.monotonic() - self._started < limit or self._lookout.placed:
             return None
         head = self._node.host
         if self._driver is None:
@@ -116,10 +148,14 @@ class HeadAgent:
         At the first one a driver that has placed its actors decides by the deadline what it can still save.
         """
         for request in requests:
-            self._stops.add(request, time.time(), at_work=self._placed)
+            self._stops.add(request, time.time(), at_work=self._lookout.placed)
             self._tell_driver({"stop": request, "deadline": self._stops.deadline})
+        if self._stops.is_doubtful:
+            self._question.ask()
+        if (word := self._question.take()) is not None and self._stops.learn(word):
+            self._tell_driver({"stop": f"Slurm (JobState={word.state})", "deadline": self._stops.deadline})
         if self._stops and (self._driver is None or self._stops.over(time.time())):
-            return Outcome(exit_codes.STOP_REQUESTED, f"asked to stop by {self._stops}")
+            return self._driver_first(Outcome(exit_codes.STOP_REQUESTED, f"asked to stop by {self._stops}"))
         return None
 
     def _start_driver(self) -> subprocess.Popen[bytes]:
@@ -137,12 +173,9 @@ class HeadAgent:
             return  # it has just left; the next tick reaps it
 
     def _driver_outcome(self, end: Exit) -> Outcome:
-        try:
-            record = json.loads(self._node.attempt.driver.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return Outcome(exit_codes.CRASHED, str(end))
-        code = end.returncode if end.returncode >= 0 else exit_codes.CRASHED
-        return Outcome(code, record["reason"], tuple(record["lost_nodes"]))
+        """What it has recorded, whatever its last breath looked like; without a record it has crashed."""
+        self._lookout.look_again(_LAST_LOOK_S)
+        return self._lookout.recorded or Outcome(exit_codes.CRASHED, str(end))
 
     def _ray_listens(self) -> bool:
         port = self._node.launch.ports(self._node.host).gcs
@@ -153,9 +186,9 @@ class HeadAgent:
         return True
 
     @property
-    def _placed(self) -> bool:
-        return self._node.attempt.placement.exists()
-
-    @property
     def _node_failure(self) -> int:
-        return exit_codes.NODE_LOST if self._placed else exit_codes.BRING_UP_FAILED
+        return exit_codes.NODE_LOST if self._lookout.placed else exit_codes.BRING_UP_FAILED
+
+
+def _job_id(begin: Path) -> str:
+    return str(json.loads(begin.read_text(encoding="utf-8")).get("job_id", ""))

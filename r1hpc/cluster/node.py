@@ -14,7 +14,7 @@ from r1hpc.rundir import AttemptDir, RunDir
 TICK_S = 0.1
 """Pause of an agent's loop: signals, children and messages are noticed within it."""
 ROLL_CALL_S = 45.0
-"""In this time every agent must have answered; a node that died at the launch is then named."""
+"""At least so long the agents wait for each other; a node that died at the launch is then named."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Node:
     def marks(self) -> dict[str, str]:
         """The environment by which a leftover process is told from a stranger's."""
         return {RUN: self.launch.run_id, ATTEMPT: str(self.attempt.root), NODE: self.mark}
+
+    @property
+    def roll_call_s(self) -> float:
+        """In this time every agent must have answered. Where each task unpacks a container they start minutes apart."""
+        return max(ROLL_CALL_S, self.launch.bring_up_timeout_s / 2)
 
     @property
     def roll_call(self) -> tuple[str, int]:

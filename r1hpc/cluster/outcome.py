@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -49,6 +50,14 @@ def record_progress(attempt: AttemptDir, iteration: int) -> None:
     at the same moment.
     """
     publish_json(attempt.committed, {"iteration": iteration, "time": time.time()})
+
+
+def read_outcome(path: Path) -> Outcome | None:
+    """What outcome.json or driver.json says; None where there is none yet."""
+    try:
+        return Outcome.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
 
 
 def write_outcome(path: Path, outcome: Outcome) -> None:

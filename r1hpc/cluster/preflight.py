@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
 from r1hpc.cluster.facts import NodeFacts
@@ -50,11 +51,47 @@ class Requirements:
         )
 
 
+class Check(StrEnum):
+    """What is looked at on every node, in words."""
+
+    REPORT = "report"
+    GPUS = "number of GPUs"
+    GPU_MEMORY = "memory of a GPU"
+    GPUS_FREE = "GPUs that nobody uses"
+    MEMORY = "memory"
+    SHARED_MEMORY = "shared memory"
+    TEMPORARY = "temporary directory"
+    RUN_DIRECTORY = "room in the run directory"
+    SAME_FILES = "run directory that all see alike"
+    OPEN_FILES = "limit of open files"
+    LOCKED_MEMORY = "limit of locked memory"
+    INTERFACE = "interface of the fabric"
+    OTHER_RUNS = "no other run"
+    ADDRESS = "address"
+    VERSIONS = "versions"
+    CLOCK = "clock"
+
+
+LASTING = frozenset(
+    {
+        Check.GPUS,
+        Check.GPU_MEMORY,
+        Check.OPEN_FILES,
+        Check.LOCKED_MEMORY,
+        Check.INTERFACE,
+        Check.ADDRESS,
+        Check.VERSIONS,
+    }
+)
+"""What most nodes lack of these, no other attempt will find there: a person has to mend it."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something wrong with a node."""
 
     node: str
+    check: Check
     reason: str
     fix: str
     level: Literal["bad", "warning"] = "bad"
@@ -65,6 +102,7 @@ def absent(node: str, waited_s: float) -> Finding:
     """A node that has written no report."""
     return Finding(
         node,
+        Check.REPORT,
         f"no report within {waited_s:.0f} s",
         "it is down, or does not see the run directory: look at sinfo -R and at its mounts",
     )
@@ -82,12 +120,14 @@ def _judge_node(facts: NodeFacts, needs: Requirements) -> Iterator[Finding]:
     if facts.nofile_hard != -1 and facts.nofile_hard < needs.nofile:
         yield Finding(
             facts.node,
+            Check.OPEN_FILES,
             f"open files are limited to {facts.nofile_hard}, needed are {needs.nofile}",
             "raise nofile in /etc/security/limits.conf, or LimitNOFILE of slurmd",
         )
     if needs.device == "cuda" and facts.memlock_hard != -1:
         yield Finding(
             facts.node,
+            Check.LOCKED_MEMORY,
             f"locked memory is limited to {facts.memlock_hard / GIB:.1f} GiB: no RDMA",
             "set memlock unlimited, and PropagateResourceLimitsExcept=MEMLOCK in slurm.conf",
         )
@@ -95,12 +135,15 @@ def _judge_node(facts: NodeFacts, needs: Requirements) -> Iterator[Finding]:
         there = ", ".join(sorted(name for name, addresses in facts.addresses.items() if addresses))
         yield Finding(
             facts.node,
+            Check.INTERFACE,
             f"interface {needs.fabric_interface} has no address; there are {there}",
             "bring the link up, or set hosts.fabric_interface",
         )
     for process in facts.foreign_processes:
         level: Literal["bad", "warning"] = "bad" if needs.device == "cuda" else "warning"
-        yield Finding(facts.node, f"another run is still there: {process}", "end it by its pid", level)
+        yield Finding(
+            facts.node, Check.OTHER_RUNS, f"another run is still there: {process}", "end it by its pid", level
+        )
 
 
 def misplaced(facts: NodeFacts, address: str) -> list[Finding]:
@@ -116,6 +159,7 @@ def misplaced(facts: NodeFacts, address: str) -> list[Finding]:
     return [
         Finding(
             facts.node,
+            Check.ADDRESS,
             f"its address is {address}, but {facts.hostname}, which answers for it, has {', '.join(local)}",
             "one process a host, in the hostfile's order: --map-by ppr:1:node (Open MPI), -ppn 1 (MPICH)",
         )
@@ -127,6 +171,7 @@ def _judge_gpus(facts: NodeFacts, needs: Requirements) -> Iterator[Finding]:
         if facts.logical_slots is not None and facts.logical_slots < needs.gpus:
             yield Finding(
                 facts.node,
+                Check.GPUS,
                 f"{facts.logical_slots} GPU slots given, hosts.gpus_per_node = {needs.gpus}",
                 "ask for them: slurm.gpus",
             )
@@ -134,6 +179,7 @@ def _judge_gpus(facts: NodeFacts, needs: Requirements) -> Iterator[Finding]:
     if facts.gpus.visible < needs.gpus:
         yield Finding(
             facts.node,
+            Check.GPUS,
             f"{facts.gpus.visible} of {needs.gpus} GPUs are visible",
             "look at nvidia-smi and dmesg (Xid) there; is slurm.gpus as this site wants it?",
         )
@@ -141,18 +187,25 @@ def _judge_gpus(facts: NodeFacts, needs: Requirements) -> Iterator[Finding]:
         if memory < needs.gpu_memory_bytes:
             yield Finding(
                 facts.node,
+                Check.GPU_MEMORY,
                 f"GPU {index} ({facts.gpus.names[index]}) has {memory / GIB:.0f} GiB, "
                 f"needed are {needs.gpu_memory_bytes / GIB:.0f}",
                 "set slurm.constraint or slurm.gpu_type to the GPUs that were planned for, or hosts.gpu_memory_gib",
             )
     for holder in facts.gpus.foreign:
-        yield Finding(facts.node, f"GPU memory is held before the run starts: {holder}", "end that process by its pid")
+        yield Finding(
+            facts.node,
+            Check.GPUS_FREE,
+            f"GPU memory is held before the run starts: {holder}",
+            "end that process by its pid",
+        )
 
 
 def _judge_memory(facts: NodeFacts, needs: Requirements) -> Iterator[Finding]:
     if facts.memory_available < needs.host_memory_bytes:
         yield Finding(
             facts.node,
+            Check.MEMORY,
             f"{facts.memory_available / GIB:.0f} GiB of memory available of {facts.memory_total / GIB:.0f}, "
             f"needed are {needs.host_memory_bytes / GIB:.0f}",
             "see who holds it (ps, /dev/shm); ask for all of it (--mem=0)",
@@ -160,12 +213,14 @@ def _judge_memory(facts: NodeFacts, needs: Requirements) -> Iterator[Finding]:
     if facts.shm_free < needs.shm_bytes:
         yield Finding(
             facts.node,
+            Check.SHARED_MEMORY,
             f"/dev/shm has {facts.shm_free / GIB:.1f} GiB free, hosts.object_store_gib = {needs.shm_bytes / GIB:g}",
             "remove what lies in /dev/shm, or lower hosts.object_store_gib",
         )
     if facts.temp_free < _MIN_FREE:
         yield Finding(
             facts.node,
+            Check.TEMPORARY,
             f"the temporary directory has {facts.temp_free / GIB:.1f} GiB free",
             "clean it, or set TMPDIR",
         )
@@ -173,6 +228,7 @@ def _judge_memory(facts: NodeFacts, needs: Requirements) -> Iterator[Finding]:
         # Earlier stages may have written most of it already, so only an empty disk keeps the run from starting.
         yield Finding(
             facts.node,
+            Check.RUN_DIRECTORY,
             f"the run directory has {facts.run_dir_free / GIB:.1f} GiB free, "
             f"the plan writes {needs.disk_bytes / GIB:.1f} in all",
             "free space, or set run.root and ckpt paths to another file system",
@@ -189,7 +245,7 @@ def _judge_versions(reports: Sequence[NodeFacts]) -> Iterator[Finding]:
             if node.get(label) != usual:
                 level: Literal["bad", "warning"] = "warning" if label == "kernel" else "bad"
                 reason = f"{label} is {node.get(label)}, elsewhere {usual}"
-                yield Finding(name, reason, "install the same everywhere, or exclude it", level)
+                yield Finding(name, Check.VERSIONS, reason, "install the same everywhere, or exclude it", level)
 
 
 def _judge_clocks(clocks: Mapping[str, float]) -> Iterator[Finding]:
@@ -200,4 +256,6 @@ def _judge_clocks(clocks: Mapping[str, float]) -> Iterator[Finding]:
         off = clock - middle
         if abs(off) > _CLOCK_WARNING_S:
             level: Literal["bad", "warning"] = "bad" if abs(off) > _CLOCK_LIMIT_S else "warning"
-            yield Finding(node, f"its clock is {off:+.1f} s off", "start its NTP client (chronyc tracking)", level)
+            yield Finding(
+                node, Check.CLOCK, f"its clock is {off:+.1f} s off", "start its NTP client (chronyc tracking)", level
+            )

@@ -19,7 +19,7 @@ from r1hpc.cluster.launch import Launch, write_launch, write_secret
 from r1hpc.cluster.leftovers import end_earlier_attempts, processes_of_others
 from r1hpc.cluster.mpi_child import MpiChild
 from r1hpc.cluster.ports import choose_port_base
-from r1hpc.cluster.preflight import Finding, Requirements, absent, judge, misplaced
+from r1hpc.cluster.preflight import Check, Finding, Requirements, absent, judge, misplaced
 from r1hpc.cluster.preflight_report import Report, to_json, to_text
 from r1hpc.config import Config, load_config
 from r1hpc.errors import ClusterError, PreflightError, R1hpcError
@@ -65,7 +65,7 @@ def run_rank(run: RunDir, attempt: AttemptDir, me: Rank, node: Node, world: MpiC
     report = _lead(run, attempt, config, run_id, meeting, world)
     publish_json(attempt.report, to_json(report))
     print(to_text(report), flush=True)
-    return exit_codes.SUCCESS if report.passed else exit_codes.PREFLIGHT_FAILED
+    return report.exit_code
 
 
 class _Meeting:
@@ -174,6 +174,7 @@ def _judge_canaries(answers: Sequence[Mapping[str, Any]]) -> list[Finding]:
     return [
         Finding(
             answer["node"],
+            Check.SAME_FILES,
             f"it does not see what {answer['neighbour']} has just written to the run directory",
             "put run.root on a file system that all nodes share; look at its mounts",
         )

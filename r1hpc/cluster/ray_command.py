@@ -9,6 +9,7 @@ from pathlib import Path
 
 from r1hpc.cluster.hosts import ClusterHost
 from r1hpc.cluster.launch import Launch
+from r1hpc.cluster.scratch import SCRATCH, ray_directory
 
 _JOINED = b"Ray runtime started"
 _INHERITED = ("RAY_", "PMI", "PMIX_", "OMPI_", "PRTE_", "HYDRA_", "HYDI_", "MPI_LOCAL", "SUBMITIT_")
@@ -22,7 +23,7 @@ def start_command(launch: Launch, host: ClusterHost, scratch: Path) -> list[str]
     options = {
         "node-ip-address": host.address,
         "node-name": host.name,
-        "temp-dir": scratch,
+        "temp-dir": ray_directory(scratch),
         "num-gpus": host.slots,
         # Logical: one for each slot's actor. Ray also starts this many idle workers ahead of time.
         "num-cpus": host.slots,
@@ -56,7 +57,12 @@ def has_joined(log: Path) -> bool:
 
 
 def ray_environment(
-    inherited: Mapping[str, str], launch: Launch, host: ClusterHost, secret: Path, marks: Mapping[str, str]
+    inherited: Mapping[str, str],
+    launch: Launch,
+    host: ClusterHost,
+    secret: Path,
+    marks: Mapping[str, str],
+    scratch: Path,
 ) -> dict[str, str]:
     """The environment of Ray, the driver and thereby of every actor: nothing of a proxy, a launcher or another Ray."""
     kept = {
@@ -78,4 +84,5 @@ def ray_environment(
     }
     devices = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(host.slots)))} if launch.device == "cpu" else {}
     # setproctitle would otherwise write the title over the environment, and with it over our marks.
-    return kept | ray | devices | dict(marks) | {"SPT_NOENV": "1", "PYTHONPATH": os.pathsep.join(search_path)}
+    own = {SCRATCH: str(scratch), "SPT_NOENV": "1", "PYTHONPATH": os.pathsep.join(search_path)}
+    return kept | ray | devices | dict(marks) | own

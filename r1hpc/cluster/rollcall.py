@@ -20,6 +20,9 @@ from r1hpc.cluster.outcome import Outcome
 BEAT_S = 2.0
 SILENCE_S = 20.0
 """A peer that has said nothing for so long is lost: its machine stopped, or the network between."""
+FORGIVEN_SHARE = 0.25
+"""Who has not polled for longer than this share of the silence was itself suspended or starved (gang scheduling stops
+whole jobs): it heard nobody in that time, which is no fault of theirs."""
 _HELLO_S = 10.0
 """A stranger that does not prove itself in this time is sent away."""
 _HELLO_BYTES = 4096
@@ -75,6 +78,7 @@ class RollCall:
         self._present: dict[str, _Peer] = {}
         self._farewell: Message | None = None
         self._beaten = 0.0
+        self._polled = time.monotonic()
 
     @property
     def missing(self) -> list[str]:
@@ -84,8 +88,11 @@ class RollCall:
     def poll(self) -> Answers:
         """Take in what has arrived, send what is due."""
         now, answers = time.monotonic(), Answers()
+        asleep = now - self._polled if now - self._polled > self._silence_s * FORGIVEN_SHARE else 0.0
+        self._polled = now
         self._accept(now)
         for peer in list(self._peers):
+            peer.heard = min(now, peer.heard + asleep)
             for message in peer.channel.receive():
                 peer.heard = now
                 self._take(peer, message, answers)
@@ -105,15 +112,18 @@ class RollCall:
         """Send to one agent that is present."""
         self._present[name].channel.send(message)
 
-    def dismiss(self, outcome: Outcome, deadline_s: float) -> list[str]:
-        """Send the outcome and wait until every agent has left; returns those that did not."""
+    def tell_outcome(self, outcome: Outcome) -> None:
+        """Tell every agent how the attempt ended, and from now on those who come late: it is to leave."""
         self._farewell = {"outcome": outcome.to_json()}
         for name in self.present:
             self.tell(name, self._farewell)
-        deadline = time.monotonic() + deadline_s
+
+    def wait_until_left(self, deadline: float) -> list[str]:
+        """Wait until every agent has left, or `deadline` of the monotonic clock; returns those that did not."""
+        self.poll()
         while self._present and time.monotonic() < deadline:
-            self.poll()
             time.sleep(0.05)
+            self.poll()
         return sorted(self._present)
 
     def close(self) -> None:
@@ -179,13 +189,16 @@ class Attendance:
         self._secret = secret
         self._channel: Channel | None = None
         self._connect_after = 0.0
-        self._heard = self._beaten = time.monotonic()
+        self._heard = self._beaten = self._polled = time.monotonic()
         self.admitted = False
         """Whether the head has answered our proof."""
 
     def poll(self) -> list[Message]:
         """What the head said since the last call; connects, again if need be, until the head has admitted us."""
         now = time.monotonic()
+        if now - self._polled > self._silence_s * FORGIVEN_SHARE:
+            self._heard = min(now, self._heard + now - self._polled)
+        self._polled = now
         if self._channel is not None and self._channel.closed and not self.admitted:
             self._channel, self._connect_after = None, now + _RECONNECT_S
         if self._channel is None and now >= self._connect_after:
@@ -213,7 +226,7 @@ class Attendance:
             return None
         if self._channel.closed:
             return "its agent is gone"
-        silence = time.monotonic() - self._heard
+        silence = self._polled - self._heard
         return f"silent for {silence:.0f} s" if silence > self._silence_s else None
 
     def send(self, message: Message) -> None:

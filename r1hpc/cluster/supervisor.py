@@ -20,6 +20,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _HARMLESS = (signal.SIGUSR1, signal.SIGTERM)
 _PAUSE_S = 0.02
+_STOP_S = 10.0
+"""For what was killed to be gone."""
 _LOOK_S = 15.0
 """Between two looks at the shared memory of what runs: an engine that dies leaves its own, and cannot be asked."""
 
@@ -51,6 +53,7 @@ class Supervisor:
         self._guardian = Guardian(node, scratch)
         self._segments = SharedSegments()
         self._looked = time.monotonic()
+        self._gave_up = False
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def __enter__(self) -> Supervisor:
@@ -63,7 +66,8 @@ class Supervisor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop_all()
+        # What outlived one deadline outlives another; the kill may be near.
+        self.stop_all(0.0 if self._gave_up else _STOP_S)
         self._guardian.__exit__(kind, error, trace)
 
     def start(
@@ -110,7 +114,7 @@ class Supervisor:
                 child.returncode = os.waitstatus_to_exitcode(status)
                 ended.append(Exit(name, child.returncode, self.log(name)))
 
-    def stop_all(self, deadline_s: float = 10.0) -> list[int]:
+    def stop_all(self, deadline_s: float = _STOP_S) -> list[int]:
         """Kill every descendant, and whatever carries the node's mark; returns the pids that outlived the deadline."""
         deadline = time.monotonic() + deadline_s
         while True:
@@ -118,6 +122,7 @@ class Supervisor:
             left = sorted({*descendants(os.getpid()), *processes_of_node(self._node)} - {self._guardian.pid})
             if not left or time.monotonic() > deadline:
                 self._segments.remove()
+                self._gave_up = bool(left)
                 return left
             self._segments.note(left)
             for pid in left:

@@ -6,14 +6,16 @@ import time
 from pathlib import Path
 
 from r1hpc import exit_codes
-from r1hpc.cluster.node import ROLL_CALL_S, TICK_S, Node
-from r1hpc.cluster.outcome import Outcome, nodes_lost, write_outcome_if_absent
+from r1hpc.cluster.node import TICK_S, Node
+from r1hpc.cluster.outcome import Outcome, nodes_lost, read_outcome, write_outcome_if_absent
 from r1hpc.cluster.ray_command import has_joined, ray_environment, start_command
 from r1hpc.cluster.rollcall import SILENCE_S, Attendance
 from r1hpc.cluster.supervisor import Exit, Supervisor
 
 _ATTEMPTS = 3
 """Ray gives a raylet 30 s, a constant of its own, which a loaded machine can miss."""
+_LOOK_S = 2.0
+"""Between two looks for the outcome of a head that may have ended before it met us."""
 _STOP_S = 5.0
 """Without the head, a stop request is obeyed after this long."""
 
@@ -26,12 +28,15 @@ class WorkerAgent:
         self._supervisor = supervisor
         self._attendance = attendance
         self._scratch = scratch
-        self._environment = ray_environment(node.inherited, node.launch, node.host, node.attempt.secret, node.marks)
+        self._environment = ray_environment(
+            node.inherited, node.launch, node.host, node.attempt.secret, node.marks, scratch
+        )
         self._joins = 0
         self._joined = False
         self._sent = 0
         self._failed_at: float | None = None
         self._stopping_since: float | None = None
+        self._looked = time.monotonic()
 
     def run(self) -> Outcome:
         """Serve the attempt to its end. Everything that was started still runs when this returns."""
@@ -88,12 +93,20 @@ class WorkerAgent:
             return Outcome(exit_codes.NODE_LOST, f"Ray ended on {self._node.host.name}", (self._node.host.name,))
         if self._attendance.admitted:
             return None
+        # Not while the head counts on our beat: a shared file system may hang.
+        if now - self._looked > _LOOK_S:
+            self._looked = now
+            if (outcome := read_outcome(self._node.attempt.outcome)) is not None:
+                return outcome
         if self._node.stop_requests:
             self._stopping_since = self._stopping_since or now
             if now - self._stopping_since > _STOP_S:
                 return Outcome(exit_codes.STOP_REQUESTED, f"asked to stop by {', '.join(self._node.stop_requests)}")
-        if now - self._started > ROLL_CALL_S:
+        if now - self._started > self._node.roll_call_s:
             address, port = self._node.roll_call
-            reason = f"no answer from the head's agent on {head.name} ({address} port {port}) within {ROLL_CALL_S:g} s"
+            reason = (
+                f"no answer from the head's agent on {head.name} ({address} port {port}) "
+                f"within {self._node.roll_call_s:g} s"
+            )
             return Outcome(exit_codes.BRING_UP_FAILED, reason, (head.name,))
         return None

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1hpc.cluster.scratch import SCRATCH
 from r1hpc.config import Config
 from r1hpc.rollout import keeper
 from r1hpc.rollout.engine_args import boot_checkpoint, server_arguments
@@ -115,7 +116,9 @@ class EngineServer:
         check_exposure(self.process, self._secret)
         check_checkpoint(self.process, boot_checkpoint(self._config))
         check_ports_free(self.process)
-        scratch = self._scratch = Path(tempfile.mkdtemp(prefix="r1-engine-", dir=_scratch_base()))
+        scratch = self._scratch = Path(
+            tempfile.mkdtemp(prefix="r1-engine-", dir=_scratch_base(self._inherited.get(SCRATCH)))
+        )
         try:
             self._keeper = self._start_keeper(scratch)
         except BaseException:
@@ -223,10 +226,13 @@ def _unused_log(logs: Path, name: str) -> Path:
     return next(path for path in map(logs.joinpath, names) if not path.exists())
 
 
-def _scratch_base() -> str:
-    """The job's own temporary directory, or /tmp where its path is too long for the Unix sockets in it."""
-    own = tempfile.gettempdir()
-    return own if len(own) <= _LONGEST_BASE else "/tmp"
+def _scratch_base(node_scratch: str | None) -> str:
+    """The node's scratch, else the job's own temporary directory; /tmp where both are too long for Unix sockets in it.
+
+    What lies in the node's scratch goes with it, also where the keeper is killed before it can tidy up.
+    """
+    bases = [base for base in (node_scratch, tempfile.gettempdir()) if base is not None]
+    return next((base for base in bases if len(base) <= _LONGEST_BASE), "/tmp")
 
 
 def _said(log: Path) -> str:

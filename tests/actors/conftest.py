@@ -1,4 +1,7 @@
-"""Ray on loopback with two slots, the tiny model converted, and what a run's configuration says of both."""
+"""Ray on loopback with two slots, the tiny model converted, and what a run's configuration says of both.
+
+A process is a driver of one Ray at a time, so a Ray and whatever belongs to it end with the module that asked for them.
+"""
 
 from __future__ import annotations
 
@@ -56,14 +59,14 @@ class Model:
     torch_dist: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def runner() -> Iterator[asyncio.Runner]:
-    """One event loop for all tests: groups and clients belong to the loop that made them."""
+    """One event loop for all tests of a module: groups and clients belong to the loop that made them."""
     with asyncio.Runner() as runner:
         yield runner
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Ray on one host of two slots; whatever is left of it at the end is killed by pid."""
     logs = tmp_path_factory.mktemp("logs")
@@ -72,7 +75,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     launch = Launch(run_id, "cpu", (host,), port_base(), 400, 80_000_000, START_S, 1)
     scratch = Path(tempfile.mkdtemp(prefix="r1-ray-", dir="/tmp"))  # Ray's sockets need a short path
     # The driver is this process, which has no token: that strangers are refused is tested with whole attempts.
-    environment = ray_environment(os.environ, launch, host, logs / "none", {RUN: run_id}) | {
+    environment = ray_environment(os.environ, launch, host, logs / "none", {RUN: run_id}, scratch) | {
         "RAY_AUTH_MODE": "disabled"
     }
     with open(logs / "ray.log", "wb") as log:

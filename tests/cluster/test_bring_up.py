@@ -42,6 +42,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_signals_to_all_that_agents_start_harm_nothing_and_every_slot_is_placed(start: Start) -> None:
     attempt = start("hosts.num_nodes=2")
     attempt.wait_for_children("gcs_server", "raylet/raylet --", "r1hpc.run")
+    scratches = list(scratch_of_run(attempt.run_id))
+    assert [scratch.stat().st_mode & 0o777 for scratch in scratches] == [0o700] * 2
+    # Ray opens its own directory to everybody, which is why nobody may come that far.
+    assert [path.name for scratch in scratches for path in scratch.iterdir() if path.stat().st_mode & 0o002] == ["ray"]
     for process in attempt.started():
         os.kill(process.pid, signal.SIGUSR1)
         os.kill(process.pid, signal.SIGTERM)

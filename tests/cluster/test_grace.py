@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.cluster.grace import DEFAULT_KILL_WAIT_S, Grace, read_grace
+from r1hpc.cluster.job_word import JobWord, read_job
 from r1hpc.cluster.stop import StopListener
 from r1hpc.cluster.stop_requests import StopRequests, no_grace_left
 
@@ -77,6 +79,33 @@ def test_the_head_waits_for_the_driver_until_the_grace_ends_and_no_longer_once_t
     stops.add("SIGTERM at node02", NOW + 20, at_work=True)  # Slurm has changed its mind: the kill is near
     assert stops.deadline == NOW + 25
     assert str(stops) == "SIGTERM at node01, SIGTERM at node02"
+
+
+def test_slurms_word_tells_a_scancel_from_a_preemption() -> None:
+    def asked() -> StopRequests:
+        stops = StopRequests(Grace(None, 0, grace_s=300, kill_wait_s=30))
+        assert not stops.is_doubtful
+        stops.add("SIGTERM at node01", NOW, at_work=True)
+        assert (stops.is_doubtful, stops.deadline) == (True, NOW + 298)
+        return stops
+
+    cancelled, preempted, signalled = asked(), asked(), asked()
+    assert cancelled.learn(JobWord("COMPLETING", None))
+    assert cancelled.deadline == NOW + 10  # a third of KillWait, from the signal on
+    assert preempted.learn(JobWord("RUNNING", NOW - 4))  # the grace had begun before the signal was heard
+    assert preempted.deadline == NOW + 294
+    assert not signalled.learn(JobWord("RUNNING", None))
+    assert signalled.deadline == NOW + 298
+    assert not StopRequests(Grace(None, 0, grace_s=0, kill_wait_s=30)).is_doubtful
+
+
+def test_slurms_word_is_read_from_scontrol() -> None:
+    line = "JobId=7 JobState=RUNNING Reason=None StartTime=2026-11-23T10:00:00 PreemptTime={}"
+    at = datetime.datetime(2026, 11, 23, 11, 0, 0).timestamp()
+    assert read_job(line.format("2026-11-23T11:00:00")) == JobWord("RUNNING", at)
+    assert read_job(line.format("2026-11-23T09:00:00")) == JobWord("RUNNING", None)  # of an earlier start
+    assert read_job(line.format("None")) == JobWord("RUNNING", None)
+    assert read_job("") is None
 
 
 def test_a_driver_that_has_nothing_to_save_leaves_within_seconds_and_within_a_third_of_a_short_kill_wait() -> None:

@@ -29,3 +29,9 @@ def test_the_first_attempts_of_two_runs_have_different_marks() -> None:
     assert len(marks) == 4
     assert all("local-r0" in mark for mark in marks)
     assert _node("/runs/a").mark == _node("/runs/a").mark
+
+
+def test_agents_wait_for_each_other_as_long_as_half_of_the_bring_up() -> None:
+    assert _node("/runs/a").roll_call_s == 60
+    assert _node("/runs/a", replace(LAUNCH, bring_up_timeout_s=1800.0)).roll_call_s == 900
+    assert _node("/runs/a", replace(LAUNCH, bring_up_timeout_s=30.0)).roll_call_s == 45

@@ -81,7 +81,7 @@ def test_a_node_that_does_not_report_is_named_although_mpi_would_hang(tmp_path: 
     started = time.monotonic()
     # Rank 0 of two, as srun starts it, and nobody else.
     done = _preflight(run, attempt, [], SLURM_PROCID="0", SLURM_NTASKS="2", SLURMD_NODENAME="a")
-    assert done.returncode == exit_codes.PREFLIGHT_FAILED
+    assert done.returncode == exit_codes.NODE_LOST
     assert time.monotonic() - started < 5
     assert [bad["name"] for bad in _report(attempt)["bad_nodes"]] == ["b"]
     assert "b  bad      no report within 2 s" in done.stdout

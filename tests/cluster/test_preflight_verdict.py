@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc import exit_codes
 from r1hpc.cluster.facts import NodeFacts, collect, read_facts, write_facts
 from r1hpc.cluster.gpus import GpuFacts, gpu_facts, logical_slots
-from r1hpc.cluster.preflight import GIB, Finding, Requirements, absent, judge, misplaced
+from r1hpc.cluster.preflight import GIB, Check, Finding, Requirements, absent, judge, misplaced
 from r1hpc.cluster.preflight_report import Report, to_json, to_text
 
 H100 = 81559 * 2**20  # what NVML reports of an 80 GB H100
@@ -148,7 +149,10 @@ def test_a_rank_on_the_wrong_machine_is_noticed_by_its_address() -> None:
 
 
 def test_the_report_names_bad_nodes_with_reason_and_fix_and_folds_the_good_ones() -> None:
-    findings = (absent("node03", 48.0), Finding("node02", "its clock is +2.9 s off", "start NTP", "warning"))
+    findings = (
+        absent("node03", 48.0),
+        Finding("node02", Check.CLOCK, "its clock is +2.9 s off", "start NTP", "warning"),
+    )
     report = Report(("node01", "node02", "node03", "node04"), findings, (), 4, 48.2)
     assert not report.passed
     assert report.bad_nodes == ("node03",)
@@ -162,6 +166,64 @@ def test_the_report_names_bad_nodes_with_reason_and_fix_and_folds_the_good_ones(
         "                   -> start NTP",
         "  ok       node[01,04]",
     ]
+
+
+NODES = tuple(f"node{index:02d}" for index in range(1, 17))
+
+
+def _report(findings: list[Finding]) -> Report:
+    return Report(NODES, tuple(findings), (), 16, 1.0)
+
+
+def test_what_most_nodes_lack_is_the_sites_matter_and_excludes_nobody() -> None:
+    small = [replace(GOOD, node=name, memlock_hard=8 * GIB) for name in NODES]
+    report = _report(judge(small, {}, NEEDS))
+    assert report.bad_nodes == ()
+    assert to_json(report)["bad_nodes"] == []
+    assert to_json(report)["problem"] == (
+        "limit of locked memory: the same is wrong on 16 of 16 nodes, so it is a matter of the site or the "
+        "configuration, and no node is to blame"
+    )
+    assert to_text(report).splitlines()[-1].strip() == to_json(report)["problem"]
+    # No other attempt finds it mended; a memory that is held may be free by then.
+    assert report.exit_code == exit_codes.INVALID
+    held = _report(judge([replace(GOOD, node=name, memory_available=0) for name in NODES], {}, NEEDS))
+    assert (held.bad_nodes, held.exit_code) == ((), exit_codes.PREFLIGHT_FAILED)
+
+
+def test_what_half_of_the_nodes_lack_is_their_own_fault() -> None:
+    reports = [replace(GOOD, node=name, memlock_hard=8 * GIB if name <= "node08" else -1) for name in NODES]
+    report = _report(judge(reports, {}, NEEDS))
+    assert (report.bad_nodes, report.exit_code, report.problems) == (NODES[:8], exit_codes.PREFLIGHT_FAILED, ())
+    # Of those that report: eight of fifteen are more than half.
+    without = _report([absent("node16", 48.0), *judge(reports[:15], {}, NEEDS)])
+    assert without.everywhere == (Check.LOCKED_MEMORY,)
+    assert without.bad_nodes == ("node16",)
+    assert Report(("node01",), tuple(judge(reports[:1], {}, NEEDS)), (), 1, 1.0).bad_nodes == ("node01",)
+
+
+def test_a_fault_of_one_node_is_told_apart_from_that_of_all() -> None:
+    reports = [replace(GOOD, node=name, nofile_hard=1024) for name in NODES]
+    reports[4] = replace(reports[4], gpus=replace(GOOD.gpus, visible=7))
+    report = _report(judge(reports, {}, NEEDS))
+    assert (report.bad_nodes, report.exit_code) == (("node05",), exit_codes.INVALID)
+
+
+def test_a_node_that_does_not_report_is_blamed_and_excluded_only_when_that_happens_again() -> None:
+    report = _report([absent("node03", 48.0)])
+    # Blamed twice excludes: that is what a lost node is; what failed the preflight is excluded at once.
+    assert (report.bad_nodes, report.exit_code) == (("node03",), exit_codes.NODE_LOST)
+    worse = _report([absent("node03", 48.0), Finding("node02", Check.GPUS, "7 of 8", "look")])
+    assert (worse.bad_nodes, worse.exit_code) == (("node02",), exit_codes.PREFLIGHT_FAILED)
+    silence = _report([absent(name, 48.0) for name in NODES[1:]])  # it is node01 that sees nothing, or all do
+    assert (silence.bad_nodes, silence.exit_code) == ((), exit_codes.PREFLIGHT_FAILED)
+    assert silence.problems[0].startswith("report: the same is wrong on 15 of 16 nodes")
+
+
+def test_a_run_that_finds_enough_nodes_starts_whatever_most_lack() -> None:
+    findings = tuple(Finding(name, Check.MEMORY, "too little", "see") for name in NODES[:9])
+    report = Report(NODES, findings, NODES[9:], 7, 1.0)
+    assert (report.passed, report.exit_code, report.problems) == (True, exit_codes.SUCCESS, ())
 
 
 def test_a_report_with_spares_says_which_hosts_are_used() -> None:

@@ -76,7 +76,7 @@ def test_proxies_launchers_and_another_ray_do_not_reach_our_ray() -> None:
         "PYTHONPATH": "/site",
     }
     marks = {"R1HPC_RUN": "run-1", "R1HPC_NODE": "7-r0/local01"}
-    environment = ray_environment(inherited, LAUNCH, HOSTS[0], Path("/attempt/secret"), marks)
+    environment = ray_environment(inherited, LAUNCH, HOSTS[0], Path("/attempt/secret"), marks, Path("/tmp/r1-own"))
     assert not {"HTTP_PROXY", "https_proxy", "no_proxy", "RAY_ADDRESS", "PMI_FD", "OMPI_COMM_WORLD_RANK"} & set(
         environment
     )
@@ -86,14 +86,15 @@ def test_proxies_launchers_and_another_ray_do_not_reach_our_ray() -> None:
     assert environment["RAY_AUTH_TOKEN_PATH"] == "/attempt/secret"
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert environment["R1HPC_NODE"] == "7-r0/local01"
+    assert environment["R1HPC_SCRATCH"] == "/tmp/r1-own"
     assert environment["PYTHONPATH"].endswith(":/site")
 
 
 def test_real_gpus_stay_as_the_scheduler_gave_them() -> None:
     launch = Launch("run-1", "cuda", HOSTS, 26000, 400, 80_000_000, 120.0, 2)
-    environment = ray_environment({"CUDA_VISIBLE_DEVICES": "4,5"}, launch, HOSTS[0], Path("/s"), {})
+    environment = ray_environment({"CUDA_VISIBLE_DEVICES": "4,5"}, launch, HOSTS[0], Path("/s"), {}, Path("/t"))
     assert environment["CUDA_VISIBLE_DEVICES"] == "4,5"
-    assert "CUDA_VISIBLE_DEVICES" not in ray_environment({}, launch, HOSTS[0], Path("/s"), {})
+    assert "CUDA_VISIBLE_DEVICES" not in ray_environment({}, launch, HOSTS[0], Path("/s"), {}, Path("/t"))
 
 
 def test_joining_is_read_from_the_log(tmp_path: Path) -> None:

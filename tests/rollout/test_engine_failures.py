@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.cluster.processes import RUN, descendants, marked_processes
+from r1hpc.cluster.scratch import SCRATCH, make_scratch, remove_scratch
 from r1hpc.config import Config, load_config
 from r1hpc.rollout.server import EngineExit, EngineServer, EngineStartError, engine_exit
 from tests.rollout.conftest import ROOT, START_S, engine_process
@@ -90,6 +91,41 @@ def test_a_start_that_fails_leaves_no_scratch(
         server.start()
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
     assert server.pid is None
+
+
+def test_the_scratch_of_an_engine_whose_keeper_was_killed_goes_with_that_of_its_node(
+    rollout_config: Config, tmp_path: Path
+) -> None:
+    node = make_scratch(f"engine-test-{os.getpid()}", {})
+    server = EngineServer(
+        rollout_config, engine_process(), tmp_path, environment={**os.environ, SCRATCH: str(node), RUN: node.name}
+    )
+    try:
+        server.start()
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        asyncio.run(end_of(server))
+        (left,) = node.glob("r1-engine-*")
+    finally:
+        remove_scratch(node)
+    assert not left.exists()
+    deadline = time.monotonic() + 10
+    while marked(node.name) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not marked(node.name)
+
+
+def test_a_node_scratch_whose_path_is_too_long_for_sockets_is_passed_over(
+    rollout_config: Config, tmp_path: Path
+) -> None:
+    deep = tmp_path / ("d" * 80)
+    deep.mkdir()
+    environment = {**os.environ, SCRATCH: str(deep)}
+    server = EngineServer(rollout_config, engine_process(), tmp_path / "logs", environment=environment)
+    server.start()
+    found = list(deep.iterdir())
+    asyncio.run(server.stop())
+    assert found == []
 
 
 def test_what_answers_at_the_port_of_a_server_that_ended_is_not_that_server(
