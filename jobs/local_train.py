@@ -9,8 +9,16 @@ from pathlib import Path
 from jobs.local import run_attempt
 from r1hpc import exit_codes
 from r1hpc.cluster.requeue import EXIT, HOLD, Facts, decide
-from r1hpc.cluster.requeue.ledger import blamed_nodes, close_record, made_progress, mark_carried_out, past_attempts
+from r1hpc.cluster.requeue.ledger import (
+    blamed_nodes,
+    close_record,
+    made_progress,
+    mark_carried_out,
+    past_attempts,
+    said,
+)
 from r1hpc.config import load_config
+from r1hpc.config.cluster import RunConfig
 from r1hpc.errors import R1hpcError
 from r1hpc.publish import publish_json
 from r1hpc.rundir import AttemptDir, RunDir
@@ -32,11 +40,11 @@ class LocalTrain:
     def __call__(self) -> int:
         """Return 0 on success. Raises AttemptsEnded with the cause."""
         directory = RunDir(Path(self.run_dir))
-        max_crashes = load_config(directory.config).config.run.max_crashes
+        budgets = load_config(directory.config).config.run
         while True:
             attempt, restart = _open_attempt(directory)
             code = run_attempt(directory, attempt, self.until)
-            decision = decide(_facts(directory, attempt, restart, code, max_crashes))
+            decision = decide(_facts(directory, attempt, restart, code, budgets))
             close_record(str(attempt.root), code, decision)
             # There is no queue: this loop itself is what follows.
             mark_carried_out(str(attempt.root), decision)
@@ -45,7 +53,8 @@ class LocalTrain:
                 return code
             # Someone asked this very process to stop: there is no scheduler that could want it back.
             if decision.action in (EXIT, HOLD) or code == exit_codes.STOP_REQUESTED:
-                raise AttemptsEnded(f"{decision.cause}: {decision.reason} (exit code {code})")
+                told = "; ".join(filter(None, (decision.reason, said(str(attempt.root)))))
+                raise AttemptsEnded(f"{decision.cause}: {told} (exit code {code})")
 
 
 def _open_attempt(directory: RunDir) -> tuple[AttemptDir, int]:
@@ -59,7 +68,7 @@ def _open_attempt(directory: RunDir) -> tuple[AttemptDir, int]:
     return attempt, restart
 
 
-def _facts(directory: RunDir, attempt: AttemptDir, restart: int, code: int, max_crashes: int) -> Facts:
+def _facts(directory: RunDir, attempt: AttemptDir, restart: int, code: int, budgets: RunConfig) -> Facts:
     return Facts(
         exit_code=code,
         done=directory.done.exists(),
@@ -71,5 +80,6 @@ def _facts(directory: RunDir, attempt: AttemptDir, restart: int, code: int, max_
         progress=made_progress(str(attempt.root)),
         blamed=blamed_nodes(str(attempt.root)),
         past=past_attempts(str(directory.root), str(attempt.root)),
-        max_crashes=max_crashes,
+        max_crashes=budgets.max_crashes,
+        max_interruptions=budgets.max_interruptions,
     )

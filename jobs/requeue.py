@@ -29,7 +29,16 @@ from r1hpc.cluster.requeue.ledger import (
     past_attempts,
     recorded_decision,
 )
-from r1hpc.cluster.requeue.texts import is_preempted, limit_of, parse_job, parse_nodes, parse_time, seconds_of
+from r1hpc.cluster.requeue.texts import (
+    is_preempted,
+    limit_of,
+    parse_duration,
+    parse_job,
+    parse_nodes,
+    parse_time,
+    preempts_by_qos,
+    seconds_of,
+)
 
 REQUEUED = 3
 """Exit code of `end` after a requeue: the script has to live until Slurm ends it, or its own exit code wins."""
@@ -64,13 +73,14 @@ def begin(run: str) -> int:
         os.makedirs(os.path.join(attempt, name), exist_ok=True)
     close_abandoned(run, attempt)
     job = show_job(job_id)
+    config = call(["scontrol", "show", "config"]) or ""
     record = {
         "job_id": job_id,
         "restart": restart,
         "started": time.time(),
         "end_time": _end_time(job),
-        "grace_s": _grace_s(job),
-        "kill_wait_s": seconds_of(call(["scontrol", "show", "config"]) or "", "KillWait"),
+        "grace_s": _qos_grace_s(job) if preempts_by_qos(config) else _grace_s(job),
+        "kill_wait_s": seconds_of(config, "KillWait"),
         "batch_host": os.uname()[1],
         "nodes": _nodes(),
     }
@@ -107,7 +117,10 @@ def end(run: str, attempt: str, exit_code: int) -> int:
         return 0
     if decision.action == EXIT:
         return 0
-    return REQUEUED if requeue(attempt, decision, settings, blamed_nodes(attempt)) else 1
+    done = requeue(attempt, decision, settings, blamed_nodes(attempt))
+    if done is None:
+        return 1
+    return 0 if done.action == EXIT else REQUEUED
 
 
 def _facts(run: str, attempt: str, exit_code: int) -> Facts:
@@ -127,6 +140,8 @@ def _facts(run: str, attempt: str, exit_code: int) -> Facts:
         blamed=blamed_nodes(attempt),
         past=past_attempts(run, attempt),
         max_crashes=int(settings["max_crashes"]),
+        # A run that was submitted before there was such a budget has its default.
+        max_interruptions=int(settings.get("max_interruptions", 20)),
         preempted=is_preempted(job),
     )
 
@@ -145,11 +160,18 @@ def _end_time(job: Dict[str, str]) -> Optional[float]:
 
 
 def _grace_s(job: Dict[str, str]) -> Optional[float]:
-    """GraceTime of the job's partition; a QOS may have one of its own, which only slurmdbd knows."""
+    """GraceTime of the job's partition."""
     if "Partition" not in job:
         return None
     value = parse_job(call(["scontrol", "show", "partition", "-o", job["Partition"]]) or "").get("GraceTime", "")
     return float(value) if value.isdigit() else None
+
+
+def _qos_grace_s(job: Dict[str, str]) -> float:
+    """GraceTime of the job's QOS; 0, which means to leave at once, where slurmdbd does not say."""
+    if "QOS" not in job:
+        return 0.0
+    return parse_duration(call(["sacctmgr", "-nP", "show", "qos", job["QOS"], "format=GraceTime"]) or "") or 0.0
 
 
 def _mark_job(job_id: str, job: Dict[str, str], run_id: str) -> None:

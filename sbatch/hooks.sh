@@ -57,13 +57,18 @@ r1hpc_element_end() {
   timeout 60 scontrol requeue "$(r1hpc_job)" && sleep 120
 }
 
-r1hpc_begin() {
+# Set when TERM has come.
+r1hpc_term=
+r1hpc_outlive() {
   # A site's set-up lines may have turned these on; the teardown has to run whatever fails.
   set +eu
   set +o pipefail
   # Without a handler the shell would die of the TERM that ends a grace time, and no teardown would run.
-  r1hpc_term=
   trap 'r1hpc_term=1' TERM
+}
+
+r1hpc_begin() {
+  r1hpc_outlive
   if [ -e "$R1HPC_RUN_DIR/DONE" ]; then
     echo "$R1HPC_RUN_DIR is complete"
     exit 0

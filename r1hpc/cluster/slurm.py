@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator, Sequence
@@ -72,6 +73,18 @@ def profile_variable(option: str) -> str:
     return f"SBATCH_{option.upper()}"
 
 
+def user_name(uid: int) -> str:
+    """For people; the number where nobody knows the name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _whose(uid: int) -> tuple[str, ...]:
+    return ("--me",) if uid == os.getuid() else ("-u", str(uid))
+
+
 class SlurmClient:
     """The commands of one Slurm, found on PATH."""
 
@@ -130,20 +143,23 @@ class SlurmClient:
                     names[fields[key]] = fields["NodeName"]
         return names
 
-    def my_jobs(self) -> list[QueuedJob]:
-        """The user's jobs in the queue, array elements apart."""
+    def jobs_of(self, uid: int) -> list[QueuedJob]:
+        """A user's jobs in the queue, array elements apart. PrivateData may hide those of other users."""
         jobs = []
-        text = self.call("squeue", "--me", "-a", "-h", "-r", "-o", "%i\x1f%j\x1f%T\x1f%k\x1f%r")
+        text = self.call("squeue", *_whose(uid), "-a", "-h", "-r", "-o", "%i\x1f%j\x1f%T\x1f%k\x1f%r")
         for line in text.splitlines():
             fields = line.split("\x1f")
             if len(fields) == 5:
                 jobs.append(QueuedJob(*fields))
         return jobs
 
-    def my_elements(self) -> list[JobElement]:
-        """The user's jobs that Slurm remembers, ended ones too, array elements apart, in one call."""
+    def elements_of(self, uid: int) -> list[JobElement]:
+        """A user's jobs that Slurm remembers, ended ones too, array elements apart, in one call.
+
+        PrivateData may hide those of other users.
+        """
         elements = []
-        text = self.call("squeue", "--me", "-a", "-h", "-r", "-t", "all", "-o", "%F\x1f%K\x1f%T\x1f%r\x1f%N")
+        text = self.call("squeue", *_whose(uid), "-a", "-h", "-r", "-t", "all", "-o", "%F\x1f%K\x1f%T\x1f%r\x1f%N")
         for line in text.splitlines():
             fields = line.split("\x1f")
             if len(fields) == 5:

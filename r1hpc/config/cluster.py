@@ -177,7 +177,9 @@ class RunConfig(Section):
     mean_hours_between_interruptions: Hours = 24.0
     """Hours between preemptions, walltimes and failures; the advised save interval follows from it."""
     max_crashes: PositiveInt = 3
-    """Crashes, and attempts without progress, before the run is held for a person."""
+    """Attempts without progress before the run is held for a person: of crashes, and of lost or bad nodes."""
+    max_interruptions: PositiveInt = 20
+    """Attempts without progress that were preempted or ran out of time, before the run is held for a person."""
     expected_rollout_minutes: NonNegativeFloat | None = None
     """Minutes of one iteration, once measured; the plan's estimate of exposure uses it."""
     canary: Literal["auto", "always", "never"] = "auto"

@@ -42,7 +42,12 @@ class Noted:
     """slurm or local; null before any submit."""
     host: str
     """That started the stages of a local run."""
+    owner: int
+    """uid of who submitted it: the jobs are this user's."""
+    sweep_of: str | None
+    """Id of the run whose array it is an element of; null: it is none, or was submitted by itself since."""
     jobs: tuple[NotedJob, ...]
+    """Of an element: those of its sweep, of the array its own element."""
     config: Config | None
     """Null where config.yaml cannot be read."""
 
@@ -76,7 +81,10 @@ class Noted:
 def read_noted(directory: RunDir) -> Noted:
     """Raises NoRun where there is no run."""
     run = _required(directory)
+    sweep_of = run.get("sweep_of")
     record = read_record(directory.jobs)
+    if not record and sweep_of is not None:
+        record = _of_sweep(directory, str(sweep_of))
     local = record.get("cluster") == "local"
     jobs = [NotedJob(name, "") for name in record.get("stages", [])] if local else _jobs(record)
     return Noted(
@@ -86,6 +94,8 @@ def read_noted(directory: RunDir) -> Noted:
         submitted=run.get("submitted", run.get("created", 0.0)),
         cluster=record.get("cluster"),
         host=str(record.get("host", "")),
+        owner=directory.run.stat().st_uid,
+        sweep_of=sweep_of,
         jobs=tuple(jobs),
         config=_config(directory),
     )
@@ -102,6 +112,27 @@ def _required(directory: RunDir) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise NoRun(f"{directory.run} cannot be read: {error}") from None
     return value if isinstance(value, dict) else {}
+
+
+def _of_sweep(directory: RunDir, sweep_of: str) -> dict[str, Any]:
+    """jobs.json of the sweep's own directory as it is for this element; {} where the element is not in it any more.
+
+    A run id is the run's name and six hex digits, and the elements of a sweep lie beside its directory.
+    """
+    base = RunDir(directory.root.parent / sweep_of.rpartition("-")[0])
+    if read_record(base.run).get("run_id") != sweep_of:
+        return {}
+    try:
+        elements = [Path(line) for line in base.sweep_index.read_text(encoding="utf-8").splitlines()]
+        index = [path.resolve() for path in elements].index(directory.root.resolve())
+    except (OSError, ValueError):
+        return {}
+    record = read_record(base.jobs)
+    *before, array = record.get("jobs", []) or [{}]
+    if not array:
+        return {}
+    own = f"{array['job_id']}_{index}" if array.get("num_tasks", 1) > 1 else array["job_id"]
+    return {**record, "jobs": [*before, {**array, "job_id": own}]}
 
 
 def _jobs(record: dict[str, Any]) -> list[NotedJob]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from r1hpc.cluster.leftovers import processes_of
-from r1hpc.cluster.slurm import JobElement, SlurmClient, outside_any_job
+from r1hpc.cluster.slurm import JobElement, SlurmClient, outside_any_job, user_name
 from r1hpc.errors import ClusterError
 
 _HELD = re.compile(r"held|hold|SPECIAL_EXIT", re.IGNORECASE)
@@ -84,17 +85,20 @@ class Queue:
     """Without Slurm: whether the stages' process lives; null where that is another host's matter."""
 
 
-def ask(job_ids: Collection[str], client: SlurmClient) -> Queue:
-    """Ask Slurm for these jobs."""
+def ask(job_ids: Collection[str], owner: int, client: SlurmClient) -> Queue:
+    """Ask Slurm for these jobs of a user (uid). It may hide those of others: not to be shown is no proof then."""
     if not client.present():
         return Queue(silent="no Slurm on this host")
     try:
         with outside_any_job():
-            seen = client.my_elements()
+            seen = client.elements_of(owner)
     except ClusterError as error:
         # Its last line says what it comes to; the first is the command.
         return Queue(silent=f"Slurm does not answer: {str(error).splitlines()[-1]}")
-    return grouped(seen, job_ids)
+    queue = grouped(seen, job_ids)
+    if not queue.jobs and owner != os.getuid():
+        return Queue(silent=f"Slurm shows you none of its jobs, but they are {user_name(owner)}'s: it may hide them")
+    return queue
 
 
 def ask_here(run_id: str, host: str) -> Queue:

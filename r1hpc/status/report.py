@@ -85,7 +85,7 @@ def look(noted: Noted, job_ids: frozenset[str]) -> Queue:
     """Ask Slurm, or this host where the run uses no Slurm."""
     if noted.cluster == "local":
         return ask_here(noted.run_id, noted.host)
-    return ask(job_ids, SlurmClient()) if job_ids else Queue()
+    return ask(job_ids, noted.owner, SlurmClient()) if job_ids else Queue()
 
 
 def gather(directory: RunDir, now: float, look_at: Look = look) -> Status:

@@ -56,6 +56,9 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.noted.cluster == "local":
         return _local(evidence, submit)
     if not evidence.noted.jobs and not evidence.attempts:
+        if evidence.noted.sweep_of is not None:
+            why = f"an element of the sweep of {evidence.noted.sweep_of}, whose jobs are not noted beside it"
+            return Verdict("waiting", why, "look for that run's array: squeue --me", certain=False)
         return Verdict("prepared", "nothing was submitted yet", submit)
     if evidence.queue.silent is not None:
         return _by_files(evidence, submit, evidence.queue.silent)
@@ -154,7 +157,10 @@ def _name(evidence: Evidence, job: Job) -> str:
 
 
 def _ended(attempt: Attempt) -> str:
-    return f"attempt {attempt.name} ended: {attempt.cause}" + (f" ({attempt.reason})" if attempt.reason else "")
+    told = [attempt.reason] if attempt.reason else []
+    if attempt.said and attempt.said not in attempt.reason:
+        told.append(attempt.said)
+    return f"attempt {attempt.name} ended: {attempt.cause}" + (f" ({'; '.join(told)})" if told else "")
 
 
 def _again(job: Job, submit: str) -> str:

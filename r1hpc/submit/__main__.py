@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--again", action="store_true", help="with --prepare: for a restarted job, keeps its ledger")
     parser.add_argument("--own-job", metavar="JOBID", help="with --prepare: from inside this very Slurm job")
+    parser.add_argument("--signal-lead", type=int, metavar="SECONDS", help="with --prepare: that of the job's --signal")
     parser.add_argument("--wait", action="store_true", help="follow the jobs until all of them have ended")
     parser.add_argument("--wait-timeout", type=float, metavar="SECONDS", help="stop following after this long")
     parser.add_argument("--cluster", choices=("auto", "slurm", "local"), default="auto")

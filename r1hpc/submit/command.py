@@ -8,6 +8,7 @@ from r1hpc.cluster.slurm import SlurmClient, outside_any_job
 from r1hpc.errors import ClusterError, SubmitError
 from r1hpc.plan import render_plan
 from r1hpc.submit import checks, dry_run, local
+from r1hpc.submit.certain_failures import certain_failures
 from r1hpc.submit.follow import follow
 from r1hpc.submit.live import claimed
 from r1hpc.submit.order import Options, Order, Say, take_order
@@ -35,7 +36,13 @@ def _prepare_only(order: Order, say: Say) -> None:
     restart = "requeue" if order.config.slurm.restart == "auto" else order.config.slurm.restart
     own_job = order.options.own_job
     with claimed([order.directory], SlurmClient(), own_job):
-        prepare(order.config, order.plan, restart, again=order.options.again)
+        prepare(
+            order.config,
+            order.plan,
+            restart,
+            again=order.options.again,
+            signal_lead_s=order.options.signal_lead,
+        )
         if own_job is not None:
             # Nothing else names a job that was started by hand before it marks itself.
             record(order.directory, [SubmittedJob(TRAIN.name, own_job, 1, time.time())])
@@ -45,6 +52,7 @@ def _prepare_only(order: Order, say: Say) -> None:
 def _queue(order: Order, say: Say) -> None:
     say(render_plan(order.plan))
     problems = checks.code_problems(order.stages) + checks.input_problems(order.config, order.stages)
+    problems += certain_failures(order, say)
     if problems:
         raise SubmitError("\n".join(problems))
     client = SlurmClient()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from r1hpc.plan import render_plan
-from r1hpc.submit import checks
+from r1hpc.submit import checks, site_notices
+from r1hpc.submit.certain_failures import certain_failures
 from r1hpc.submit.order import Order, Say
 from r1hpc.submit.requests import StageJob, Submission
 from r1hpc.submit.stages import Stage
@@ -29,6 +30,10 @@ def show(order: Order, say: Say) -> None:
         previous = stage.name
     for problem in checks.input_problems(config, order.stages):
         say(f"note: {problem}")
+    for problem in certain_failures(order, say):
+        say(f"note: {problem}")
+    for notice in site_notices.plain_notices(config, directory):
+        say(f"note: {notice}")
     say("dry run: nothing was submitted")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -98,7 +99,7 @@ def follow(
         now = time.monotonic()
         if now >= next_poll:
             try:
-                views = next_views(jobs, client.my_elements(), views, directory)
+                views = next_views(jobs, client.elements_of(os.getuid()), views, directory)
                 last_answer = now
             except ClusterError as error:
                 if now - last_answer > _SILENCE_S:

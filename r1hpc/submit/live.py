@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from r1hpc.cluster.slurm import QueuedJob, SlurmClient, outside_any_job
+from r1hpc.cluster.slurm import QueuedJob, SlurmClient, outside_any_job, user_name
 from r1hpc.errors import ClusterError, SubmitError
 from r1hpc.rundir import RunDir
 from r1hpc.submit import local
@@ -24,6 +25,8 @@ def claimed(directories: Sequence[RunDir], client: SlurmClient, own_job: str | N
     own_job: the job that asks, and may write its own run's directory. Raises SubmitError.
     """
     with ExitStack() as stack:
+        for directory in directories:
+            _refuse_foreign(directory)
         for directory in directories:
             stack.enter_context(locked(directory))
         for directory in directories:
@@ -49,11 +52,26 @@ def refuse_live(directory: RunDir, client: SlurmClient, own_job: str | None = No
     _refuse_queued([job for job in queue if job.job_id != own_job and _is_of(job, run_ids, noted)], directory.root)
 
 
+def _refuse_foreign(directory: RunDir) -> None:
+    """Another user's jobs may be hidden from us (PrivateData), and two drivers would write one directory."""
+    try:
+        uid = directory.run.stat().st_uid
+    except OSError:
+        return  # nothing was prepared here, or whoever writes here says why it cannot be read
+    if uid != os.getuid():
+        owner = user_name(uid)
+        raise SubmitError(
+            f"the run in {directory.root} is {owner}'s ({directory.run.name} is owned by {owner}), whose jobs you may "
+            f"not see: let {owner} submit it, or take another run.name or run.root; if it is to be yours, {owner} ends "
+            f"its jobs, and an administrator hands it over: chown -R {user_name(os.getuid())} {directory.root}"
+        )
+
+
 def _queue(client: SlurmClient) -> list[QueuedJob]:
     if not client.present():
         raise ClusterError("sbatch is not on PATH here")
     with outside_any_job():
-        return client.my_jobs()
+        return client.jobs_of(os.getuid())
 
 
 def _is_of(job: QueuedJob, run_ids: set[str], noted: set[str]) -> bool:

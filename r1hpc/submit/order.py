@@ -31,6 +31,7 @@ class Options:
     prepare: bool = False
     again: bool = False
     own_job: str | None = None
+    signal_lead: int | None = None
     wait: bool = False
     wait_timeout: float | None = None
     cluster: str = "auto"

@@ -116,7 +116,9 @@ def _submit(job: StageJob, dependency: str | None, directory: RunDir) -> Submitt
 
 def _in_queue(client: SlurmClient, run_id: str) -> set[str]:
     """The ids of this run's jobs, found by their comment."""
-    return {job.job_id.partition("_")[0] for job in client.my_jobs() if f"r1hpc={run_id}" in job.comment.split()}
+    return {
+        job.job_id.partition("_")[0] for job in client.jobs_of(os.getuid()) if f"r1hpc={run_id}" in job.comment.split()
+    }
 
 
 def _take_back(

@@ -69,11 +69,13 @@ def prepare(
     again: bool = False,
     pinned: Sequence[str] = (),
     sweep_of: str | None = None,
+    signal_lead_s: int | None = None,
 ) -> PreparedRun:
     """Write config.yaml, plan.json, plan.txt and run.json; an existing run keeps its id. Nothing of it may be live.
 
     pinned: NodeNames of the hostfile in its order, spares included; a requeue chooses anew from them.
-    again: for the restart of a job, not a new submit: attempts that failed before still count against run.max_crashes.
+    again: for the restart of a job, not a new submit: attempts that failed before still count against the budgets.
+    signal_lead_s: what the job's own --signal says, where it was not made from the plan.
     sweep_of: id of the run whose sweep this is an element of: the array carries that run's id.
     Raises SubmitError when the directory cannot be written.
     """
@@ -98,7 +100,8 @@ def prepare(
         "version": r1hpc.__version__,
         "restart": restart,
         "max_crashes": config.run.max_crashes,
-        "signal_lead_s": plan.signal_lead_s,
+        "max_interruptions": config.run.max_interruptions,
+        "signal_lead_s": plan.signal_lead_s if signal_lead_s is None else signal_lead_s,
         "pinned": list(pinned) or (known.get("pinned", []) if again else []),
         "num_nodes": config.hosts.num_nodes,
         "sweep_of": sweep_of,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from r1hpc.cluster.slurm import SlurmClient
 from r1hpc.errors import SubmitError
 from r1hpc.publish import publish_text
-from r1hpc.submit import checks
+from r1hpc.submit import checks, site_notices
 from r1hpc.submit.order import Order, Say
 from r1hpc.submit.pipeline import SubmittedJob, record, submit_chain
 from r1hpc.submit.prepare import prepare
@@ -27,6 +27,10 @@ def submit_to_slurm(order: Order, client: SlurmClient, say: Say) -> list[Submitt
     restart, notice = checks.restart_mode(config, client)
     if notice:
         say(f"note: {notice}")
+    for text in site_notices.slurm_notices(config, client):
+        say(f"note: {text}")
+    for text in site_notices.plain_notices(config, directory):
+        say(f"note: {text}")
     prepared = prepare(config, order.plan, restart, pinned=hosts)
     for text in prepared.notices:
         say(f"note: {text}")

@@ -67,10 +67,10 @@ class WrittenRun:
         _write(attempt.begin, begin | {"nodes": [{"name": node, "address": "127.0.0.1"} for node in nodes]})
         return attempt
 
-    def end(self, attempt: AttemptDir, ended: float, cause: str, action: str, reason: str = "") -> None:
+    def end(self, attempt: AttemptDir, ended: float, cause: str, action: str, reason: str = "", said: str = "") -> None:
         """Close its record."""
         record = {"ended": BEGAN + ended, "cause": cause, "action": action, "reason": reason, "exit_code": 75}
-        _write(attempt.end, record | {"said": "", "blamed": [], "exclude": [], "progress": False})
+        _write(attempt.end, record | {"said": said, "blamed": [], "exclude": [], "progress": False})
 
     def iteration(self, number: int, attempt: AttemptDir, finished: float, seconds: float, reward: float = 0.5) -> None:
         """Record one, on 4 GPUs, and take back what it does again."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from r1hpc.cluster.slurm import JobElement
+from r1hpc.cluster.slurm import JobElement, SlurmClient
 from r1hpc.rundir import RunDir
 from r1hpc.status.noted import NoRun
-from r1hpc.status.queue import Queue, grouped
+from r1hpc.status.queue import Queue, ask, grouped
 from r1hpc.status.report import gather, look
 from tests.status.runs import BEGAN, WrittenRun, no_slurm, slurm, slurm_array
 
@@ -148,6 +149,44 @@ def test_failed(written: WrittenRun) -> None:
     assert (verdict.state, verdict.why) == ("failed", "attempt 42-r0 ended: invalid (the configuration is wrong)")
 
 
+def test_what_the_attempt_itself_said_is_told_with_the_decision(written: WrittenRun) -> None:
+    written.submitted(("train", "42"))
+    said = "the canary failed in sampling: engine 1 on node02 gave up"
+    written.end(written.attempt("42-r0", 10), 50, "canary", "exit", "a person has to look first", said)
+    verdict = written.status(9000, slurm()).verdict
+    assert verdict.why == f"attempt 42-r0 ended: canary (a person has to look first; {said})"
+
+
+class Hiding(SlurmClient):
+    """A Slurm that shows a user's jobs to that user alone, and job 42 to root's eyes."""
+
+    def __init__(self, shown: str = "") -> None:
+        super().__init__()
+        self.shown, self.asked = shown, [""]
+
+    def present(self) -> bool:
+        return True
+
+    def call(self, *argv: str, timeout_s: float | None = None) -> str:
+        self.asked = list(argv)
+        return self.shown
+
+
+def test_jobs_are_asked_for_as_the_owners_and_what_slurm_hides_is_not_taken_for_lost(written: WrittenRun) -> None:
+    written.submitted(("train", "42"))
+    written.attempt("42-r0", 10)
+    mine = written.status(60, lambda noted, ids: ask(ids, noted.owner, Hiding()))
+    assert (mine.verdict.state, mine.verdict.certain) == ("lost", True)
+    other, hiding = os.getuid() + 4321, Hiding()
+    verdict = written.status(60, lambda noted, ids: ask(ids, other, hiding)).verdict
+    assert (verdict.state, verdict.certain) == ("running", False)
+    assert f"but they are user {other}'s: it may hide them" in verdict.why
+    assert hiding.asked[1:3] == ["-u", str(other)]
+    shown = "\x1f".join(("42", "N/A", "RUNNING", "None", "node01")) + "\n"
+    verdict = written.status(60, lambda noted, ids: ask(ids, other, Hiding(shown))).verdict
+    assert (verdict.state, verdict.certain) == ("running", True)
+
+
 @pytest.mark.parametrize("action", ["requeue", "hold"])
 def test_a_requeue_that_was_decided_and_never_came(written: WrittenRun, action: str) -> None:
     written.submitted(("train", "42"))
@@ -202,6 +241,22 @@ def test_a_job_that_was_submitted_by_hand_is_asked_for(written: WrittenRun) -> N
     written.attempt("77-r0", 10)
     status = written.status(60, slurm(("77", "RUNNING"), ("78", "PENDING", "JobHeldUser")))
     assert (status.verdict.state, status.verdict.why) == ("running", "train 77: RUNNING on node[01-02]")
+
+
+def test_an_element_of_a_sweep_that_is_queued_waits_with_its_array(written: WrittenRun) -> None:
+    run = json.loads(written.run.run.read_text(encoding="utf-8"))
+    written.run.run.write_text(json.dumps(run | {"sweep_of": "base-bbbbbb"}), encoding="utf-8")
+    unknown = written.status(60, slurm()).verdict
+    assert (unknown.state, unknown.certain) == ("waiting", False)
+    base = RunDir(written.run.root.parent / "base")
+    base.root.mkdir()
+    base.run.write_text(json.dumps({"run_id": "base-bbbbbb"}), encoding="utf-8")
+    base.sweep_index.write_text(f"{base.root.parent}/other\n{written.run.root}\n", encoding="utf-8")
+    jobs = [{"stage": "convert", "job_id": "76", "num_tasks": 4}, {"stage": "train", "job_id": "77", "num_tasks": 2}]
+    base.jobs.write_text(json.dumps({"cluster": "slurm", "jobs": jobs}), encoding="utf-8")
+    array = [JobElement("77", 0, "RUNNING", "None", "node03"), JobElement("77", 1, "PENDING", "Resources", "")]
+    verdict = written.status(60, lambda noted, ids: grouped(array, ids)).verdict
+    assert (verdict.state, verdict.why, verdict.certain) == ("waiting", "train 77_1: PENDING (Resources)", True)
 
 
 def test_an_element_of_a_sweep_is_told_from_the_others_of_its_array(written: WrittenRun) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import time
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_squeue_is_read_with_every_element_of_an_array_apart() -> None:
         "55392114|N/A|PENDING|job requeued in held state|",
         "55392115|N/A|RUNNING|None|node[01-02]",
     )
-    assert Recorded(text).my_elements() == [
+    assert Recorded(text).elements_of(os.getuid()) == [
         JobElement("55392113", 1, "FAILED", "NonZeroExitCode", "node02"),
         JobElement("55392113", 2, "PENDING", "JobArrayTaskLimit", ""),
         JobElement("55392114", 0, "PENDING", "job requeued in held state", ""),

@@ -164,6 +164,19 @@ def test_a_claim_keeps_a_second_submit_out_of_every_directory(run: RunDir, tmp_p
         pass
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
+def test_another_users_run_is_refused_with_their_name_and_nothing_is_written(run: RunDir) -> None:
+    os.chown(run.run, 54321, -1)
+    before = sorted(path.name for path in run.root.iterdir())
+    with (
+        pytest.raises(SubmitError, match=r"is user 54321's .* let user 54321 submit it") as caught,
+        claimed([run], Queue()),
+    ):
+        pass
+    assert "chown -R" in str(caught.value)
+    assert sorted(path.name for path in run.root.iterdir()) == before
+
+
 @pytest.fixture
 def root(slurm4: RehearsalCluster, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A run root that all nodes see."""

@@ -107,6 +107,14 @@ def test_an_element_is_of_its_sweep_until_it_is_submitted_by_itself(tmp_path: Pa
     assert (_run(tmp_path)["sweep_of"], _run(tmp_path)["pinned"]) == (None, [])
 
 
+def test_the_lead_is_that_of_the_jobs_own_signal_where_the_job_was_not_made_from_the_plan(tmp_path: Path) -> None:
+    config, plan = _load(tmp_path)
+    prepare(config, plan, "requeue")
+    assert _run(tmp_path)["signal_lead_s"] == plan.signal_lead_s != 1800
+    prepare(config, plan, "requeue", signal_lead_s=1800)
+    assert _run(tmp_path)["signal_lead_s"] == 1800
+
+
 @pytest.mark.parametrize("name", ["100%", "a\\b"])
 def test_a_run_root_that_slurm_would_read_as_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
     config, _ = _load(tmp_path / name)

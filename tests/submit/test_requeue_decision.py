@@ -29,9 +29,11 @@ FACTS = Facts(
     blamed=(),
     past=(),
     max_crashes=3,
+    max_interruptions=5,
 )
 CRASH = Past("crash", False)
 PREEMPTED = Past("preempted", False)
+REQUEUED_BY_SLURM = Past("requeued_by_slurm", False)
 PREEMPTED_WITH_PROGRESS = Past("preempted", True)
 
 
@@ -70,7 +72,13 @@ PREEMPTED_WITH_PROGRESS = Past("preempted", True)
         ({"past": (CRASH, CRASH), "progress": True}, REQUEUE, "crash"),
         # Each kind has its own budget.
         ({"past": (PREEMPTED, PREEMPTED), "exit_code": exit_codes.NODE_LOST}, REQUEUE, "node_lost"),
-        ({"past": (PREEMPTED, CRASH, PREEMPTED), "exit_code": exit_codes.STOP_REQUESTED}, HOLD, "preempted"),
+        ({"past": (PREEMPTED, CRASH, PREEMPTED), "exit_code": exit_codes.STOP_REQUESTED}, REQUEUE, "preempted"),
+        # Five interruptions without progress, this one included, whoever put the job back.
+        ({"past": (PREEMPTED,) * 3, "exit_code": exit_codes.STOP_REQUESTED}, REQUEUE, "preempted"),
+        ({"past": (PREEMPTED,) * 4, "exit_code": exit_codes.STOP_REQUESTED}, HOLD, "preempted"),
+        ({"past": (PREEMPTED,) * 4, "exit_code": exit_codes.STOP_REQUESTED, "preempted": True}, HOLD, "preempted"),
+        ({"past": (REQUEUED_BY_SLURM,) * 4, "exit_code": exit_codes.OUT_OF_TIME}, HOLD, "walltime"),
+        ({"past": (REQUEUED_BY_SLURM,) * 4}, REQUEUE, "crash"),
         ({"past": (CRASH, PREEMPTED, CRASH)}, HOLD, "crash"),
         ({"past": (PREEMPTED_WITH_PROGRESS,) * 50, "exit_code": exit_codes.STOP_REQUESTED}, REQUEUE, "preempted"),
     ],
@@ -95,6 +103,10 @@ def test_the_reason_of_a_hold_shows_the_arithmetic() -> None:
     decision = decide(FACTS._replace(past=(CRASH, CRASH)))
     assert decision.reason == (
         "3 attempts without progress ended so, the last one: the attempt failed (run.max_crashes = 3)"
+    )
+    decision = decide(FACTS._replace(past=(PREEMPTED,) * 4, exit_code=exit_codes.STOP_REQUESTED))
+    assert decision.reason == (
+        "5 attempts without progress ended so, the last one: the job was asked to stop (run.max_interruptions = 5)"
     )
 
 
@@ -185,7 +197,15 @@ def test_every_end_in_every_state_at_every_time_is_decided_as_the_table_says() -
     assert len(seen) == 5 + 7 + 7, sorted(seen)  # five ways to leave; each of seven causes held, and requeued
 
 
-KIND_OF = {"preempted": 0, "walltime": 0, "node_lost": 1, "launch_failed": 1, "bad_node": 1, "abandoned": 1}
+KIND_OF = {
+    "preempted": 0,
+    "walltime": 0,
+    "requeued_by_slurm": 0,
+    "node_lost": 1,
+    "launch_failed": 1,
+    "bad_node": 1,
+    "abandoned": 1,
+}
 KIND_OF |= {"crash": 2, "bring_up_failed": 2}
 FACTS_OF: dict[str, dict[str, Any]] = {
     "preempted": {"exit_code": 75},
@@ -203,7 +223,10 @@ def test_each_kind_of_end_has_a_budget_of_its_own_and_progress_renews_it() -> No
     for cause, first, second in itertools.product(FACTS_OF, KIND_OF, KIND_OF):
         facts = FACTS._replace(past=(Past(first, False), Past(second, False)), **FACTS_OF[cause])
         same = [name for name in (first, second, cause) if KIND_OF[name] == KIND_OF[cause]]
-        assert decide(facts)[:2] == (HOLD if len(same) == 3 else REQUEUE, cause), (cause, first, second)
+        is_held = len(same) == 3 and KIND_OF[cause] != 0  # interruptions have a larger budget
+        assert decide(facts)[:2] == (HOLD if is_held else REQUEUE, cause), (cause, first, second)
+        tight = decide(facts._replace(max_interruptions=3))
+        assert tight[:2] == (HOLD if len(same) == 3 else REQUEUE, cause), (cause, first, second)
         assert decide(facts._replace(progress=True)).action == REQUEUE
         assert decide(facts._replace(past=(Past(first, False), Past(second, True)))).action == REQUEUE
 

@@ -13,6 +13,7 @@ import pytest
 
 from r1hpc.cluster.outcome import Outcome, record_progress, write_outcome
 from r1hpc.cluster.requeue import EXIT, REQUEUE, Decision, Past
+from r1hpc.cluster.requeue.files import publish
 from r1hpc.cluster.requeue.ledger import close_record, made_progress, past_attempts, unfinished
 from r1hpc.rundir import AttemptDir
 
@@ -69,6 +70,37 @@ def test_begin_without_slurm_commands_still_opens_the_record_and_closes_abandone
     assert (end["cause"], end["action"], end["exit_code"]) == ("abandoned", EXIT, -1)
 
 
+@pytest.mark.parametrize(
+    ("preempt_type", "sacctmgr", "grace_s"),
+    [
+        ("preempt/partition_prio", "echo 01:00:00", 120.0),
+        ("preempt/qos", "echo 1-00:02:03", 86523.0),
+        ("preempt/qos", "echo 00:00:00", 0.0),
+        ("preempt/qos", "exit 1", 0.0),
+    ],
+)
+def test_the_grace_is_that_of_the_qos_where_slurm_preempts_by_qos(
+    tmp_path: Path, preempt_type: str, sacctmgr: str, grace_s: float
+) -> None:
+    _submitted(tmp_path, 0.0)
+    answers = {
+        "scontrol": f"""case "$2" in
+            config) echo 'KillWait                = 30 sec'; echo 'PreemptType             = {preempt_type}' ;;
+            job) echo 'JobId=7 QOS=low Partition=gpu Comment=r1hpc=x-1' ;;
+            partition) echo 'PartitionName=gpu GraceTime=120' ;;
+        esac""",
+        "sacctmgr": f'[ "$*" = "-nP show qos low format=GraceTime" ] || exit 2; {sacctmgr}',
+    }
+    for name, text in answers.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node01"}
+    command = [sys.executable, str(HOME / "jobs" / "requeue.py"), "begin", str(tmp_path)]
+    subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
+    begin = json.loads((tmp_path / "attempts" / "7-r0" / "begin.json").read_text(encoding="utf-8"))
+    assert (begin["grace_s"], begin["kill_wait_s"]) == (grace_s, 30.0)
+
+
 def test_end_without_slurm_holds_and_says_that_it_cannot(tmp_path: Path) -> None:
     attempt = _attempt(tmp_path, "7-r0")
     _submitted(tmp_path, 0.0)
@@ -82,15 +114,17 @@ def test_end_without_slurm_holds_and_says_that_it_cannot(tmp_path: Path) -> None
 FAKE_SCONTROL = """#!/bin/sh
 echo "$*" >> {folder}/calls
 case $1 in
-  show) echo "JobId=7 JobState=RUNNING Restarts=$(cat {folder}/restarts) ExcNodeList=(null)" ;;
+  show) echo "JobId=7 JobState=$(cat {folder}/state) Restarts=$(cat {folder}/restarts) ExcNodeList=(null)" ;;
   requeue)
+    [ -e {folder}/cancelled-meanwhile ] && echo COMPLETING > {folder}/state && exit 1
     [ -e {folder}/kill-before ] && rm {folder}/kill-before && kill -9 $PPID && exit 0
     echo 1 > {folder}/restarts
     [ -e {folder}/kill-after ] && rm {folder}/kill-after && kill -9 $PPID ;;
 esac
 exit 0
 """
-"""A controller that knows one job. It kills who asks for the requeue, before or after it has heard."""
+"""A controller that knows one job. It kills who asks for the requeue, before or after it has heard; or fails while
+somebody cancels the job."""
 
 
 class Ending:
@@ -103,6 +137,7 @@ class Ending:
         self.bin = run / "bin"
         self.bin.mkdir()
         (self.bin / "restarts").write_text("0")
+        (self.bin / "state").write_text("RUNNING")
         scontrol = self.bin / "scontrol"
         scontrol.write_text(FAKE_SCONTROL.format(folder=self.bin))
         scontrol.chmod(0o755)
@@ -140,6 +175,38 @@ def test_killed_at_its_requeue_the_end_of_an_attempt_can_be_run_again(
     assert unfinished(str(tmp_path)) is None
 
 
+def test_a_job_that_is_cancelled_while_its_requeue_is_tried_again_stays_cancelled(tmp_path: Path) -> None:
+    end = Ending(tmp_path)
+    (end.bin / "cancelled-meanwhile").touch()
+    assert end() == 0
+    assert (end.record["action"], end.record["cause"], end.record["carried_out"]) == (EXIT, "cancelled", True)
+    assert (end.requeues, (end.bin / "restarts").read_text().strip()) == (1, "0")
+    assert (end(), end.requeues) == (0, 1)
+
+
+def test_a_job_that_is_cancelled_before_the_end_is_run_again_stays_cancelled(tmp_path: Path) -> None:
+    end = Ending(tmp_path)
+    (end.bin / "kill-before").touch()
+    assert end() == -9
+    (end.bin / "state").write_text("COMPLETING")
+    assert end() == 0
+    assert (end.record["action"], end.record["cause"], end.requeues) == (EXIT, "cancelled", 1)
+
+
+def test_a_published_record_and_its_name_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, list[str]]] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), sorted(os.listdir(tmp_path))))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    publish(str(tmp_path / "end.json"), {"action": "exit"})
+    temporary = f"end.json.{os.getpid()}.tmp"
+    assert synced == [(str(tmp_path / temporary), [temporary]), (str(tmp_path), ["end.json"])]
+
+
 def test_an_attempt_without_an_end_is_told_to_who_looks_next_until_the_run_is_done(tmp_path: Path) -> None:
     assert unfinished(str(tmp_path)) is None
     first, second = _attempt(tmp_path, "8-r0"), _attempt(tmp_path, "7-r0")
@@ -166,7 +233,8 @@ def test_progress_is_what_the_driver_recorded_whatever_the_agent_writes(tmp_path
 
 def test_an_interrupted_attempt_blames_no_node(tmp_path: Path) -> None:
     attempt = _attempt(tmp_path, "7-r0", lost_nodes=["node02"], reason="silent")
-    close_record(str(attempt), 78, Decision(REQUEUE, "preempted", "the job was asked to stop"))
-    assert json.loads((attempt / "end.json").read_text(encoding="utf-8"))["blamed"] == []
+    for action, cause in ((REQUEUE, "preempted"), (EXIT, "requeued_by_slurm")):
+        close_record(str(attempt), 78, Decision(action, cause, "the job was asked to stop"))
+        assert json.loads((attempt / "end.json").read_text(encoding="utf-8"))["blamed"] == []
     close_record(str(attempt), 78, Decision(REQUEUE, "node_lost", "a node was lost"))
     assert json.loads((attempt / "end.json").read_text(encoding="utf-8"))["blamed"] == ["node02"]

@@ -61,13 +61,14 @@ class Run:
             time.sleep(0.2)
         return job
 
-    def wait_until_held(self, job_id: str, deadline_s: float = 60) -> None:
-        """Wait until the job is held, then take it out of the queue."""
+    def wait_until_held(self, job_id: str, deadline_s: float = 60) -> dict[str, str]:
+        """Wait until the job is held and its script has said so, then take it out of the queue."""
         end = time.monotonic() + deadline_s
-        while "held" not in self.job(job_id)["Reason"].lower():
+        while "held" not in (job := self.job(job_id))["Reason"].lower() or "held: " not in self.log:
             assert time.monotonic() < end, f"not held after {deadline_s} s; {self.log}"
             time.sleep(0.2)
         self.cluster.cancel(job_id)
+        return job
 
     def end(self, attempt: str) -> dict[str, object]:
         """end.json of an attempt."""
@@ -117,9 +118,12 @@ def test_a_pinned_bad_node_is_replaced_by_the_hostfiles_spare(run: Run) -> None:
 
 def test_without_a_spare_the_job_is_held_with_the_reason(run: Run) -> None:
     run.settings(pinned=["node02"], num_nodes=1)
-    job_id = run.submit(BAD_FIRST_TIME, 1, "--nodelist=node02")
-    run.wait_until_held(job_id)
-    assert "0 of the hostfile's 1 hosts are left, 1 are needed" in run.log
+    job_id = run.submit(BAD_FIRST_TIME, 1, "--nodelist=node02", "--exclude=node04")
+    assert run.wait_until_held(job_id)["ExcNodeList"] == "node04"
+    reason = "0 of the hostfile's 1 hosts are left, 1 are needed: a node failed the preflight; bad now: node02; "
+    allow = f"excluded before: node04, allowed again by: scontrol update JobId={job_id} ExcNodeList="
+    assert reason + allow in run.log
+    assert run.end(f"{job_id}-r0")["reason"] == reason + allow
 
 
 def test_crashes_without_progress_end_in_a_hold(run: Run) -> None:
@@ -186,8 +190,10 @@ def test_a_threshold_that_no_node_meets_holds_the_job(run: Run) -> None:
       exit 76
     """
     job_id = run.submit(every_node_bad, 4)
-    run.wait_until_held(job_id)
-    assert "0 of the partition's 4 nodes are left, 4 are needed" in run.log
+    excluded = run.wait_until_held(job_id)["ExcNodeList"]
+    reason = "0 of the partition's 4 nodes are left, 4 are needed: a node failed the preflight; bad now: node01, node02"
+    assert reason in run.log
+    assert excluded == "(null)", "released after mending, it would pend for ever"
 
 
 def test_a_scancel_near_the_time_limit_is_a_cancel(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,66 @@ def test_sweep_picks_each_elements_run_directory() -> None:
     assert job.is_array
     assert [arguments[0] for arguments in job.arguments] == ["/runs/a", "/runs/b"]
     _check("r1-sweep", job.text())
+
+
+def test_the_train_job_by_hand_tells_the_lead_of_its_own_signal() -> None:
+    text = (HOME / "sbatch" / "train.sh").read_text(encoding="utf-8")
+    (asked,) = re.findall(r"^#SBATCH --signal=USR1@(\d+)$", text, re.MULTILINE)
+    (told,) = re.findall(r"^export R1HPC_SIGNAL_LEAD_S=\$\{R1HPC_SIGNAL_LEAD_S:-(\d+)\}$", text, re.MULTILINE)
+    assert told == asked
+
+
+class ByHand:
+    """sbatch/train.sh as Slurm starts it, against a Python and a scontrol that note how they are called."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.run = root, root / "run"
+        self.run.mkdir()
+        self._program("python", f'echo "$*" >> {root}/calls; [ -e {root}/broken ] && exit 1; echo {self.run}')
+        self._program("scontrol", f'echo "$*" >> {root}/calls; echo "x JobState=RUNNING x"')
+        self._program("sleep", "true")
+
+    def _program(self, name: str, text: str) -> None:
+        path = self.root / name
+        path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        path.chmod(0o755)
+
+    def start(self, restart: int) -> tuple[int, list[str]]:
+        """The exit code, and what was called in this start."""
+        (self.root / "calls").write_text("", encoding="utf-8")
+        environment = {"PATH": f"{self.root}:/usr/bin:/bin", "R1HPC_HOME": str(HOME), "SLURM_JOB_ID": "7"}
+        environment |= {"R1HPC_PYTHON": str(self.root / "python"), "SLURM_RESTART_COUNT": str(restart)}
+        with (self.root / "log").open("a") as log:
+            done = subprocess.run(
+                ["bash", str(HOME / "sbatch" / "train.sh"), "x.yaml"],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                timeout=60,
+                check=False,
+            )
+        return done.returncode, (self.root / "calls").read_text(encoding="utf-8").splitlines()
+
+
+def test_a_restart_by_hand_finds_done_without_a_python(tmp_path: Path) -> None:
+    job = ByHand(tmp_path)
+    (job.run / "DONE").touch()
+    prepared = "-m r1hpc.submit x.yaml --prepare --own-job 7 --signal-lead 1800"
+    assert job.start(0) == (0, [prepared])
+    (tmp_path / "broken").touch()
+    assert job.start(1) == (0, [])
+    (tmp_path / "log-7.run").unlink()
+    (tmp_path / "broken").unlink()
+    assert job.start(1) == (0, [f"{prepared} --again"])
+
+
+def test_a_restart_by_hand_that_cannot_be_prepared_is_held_and_a_first_start_is_not(tmp_path: Path) -> None:
+    job = ByHand(tmp_path)
+    (tmp_path / "broken").touch()
+    exit_code, calls = job.start(0)
+    assert (exit_code, len(calls)) == (64, 1)
+    exit_code, calls = job.start(1)
+    assert (exit_code, calls[1:]) == (64, ["show job -o 7", "requeuehold 7"])
 
 
 def test_the_hooks_pass_shellcheck() -> None:

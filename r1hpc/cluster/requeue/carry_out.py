@@ -1,45 +1,67 @@
 """What was decided, done: requeue or hold, away from bad nodes; in a chain, what the jobs that follow have to know."""
 
 import os
+import shutil
 import sys
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-from r1hpc.cluster.requeue.commands import (
-    PATIENCE_S,
-    call,
-    call_patiently,
-    excluded_nodes,
-    partition_nodes,
-    show_job,
-)
-from r1hpc.cluster.requeue.decision import HOLD, HOPELESS, Decision
+from r1hpc.cluster.requeue.commands import PATIENCE_S, PAUSE_S, call, excluded_nodes, partition_nodes, show_job
+from r1hpc.cluster.requeue.decision import EXIT, HOLD, HOPELESS, Decision, ended_by_slurm
 from r1hpc.cluster.requeue.files import publish, read
 from r1hpc.cluster.requeue.ledger import mark_carried_out
+from r1hpc.cluster.requeue.texts import is_preempted, limit_of
 
 EXCLUDE_DEADLINE_S = 15
 
 
-def requeue(attempt: str, decision: Decision, settings: Dict[str, Any], blamed: Tuple[str, ...]) -> bool:
-    """Put the attempt's job back in the queue, held where that is the decision; False when Slurm refuses."""
+def requeue(attempt: str, decision: Decision, settings: Dict[str, Any], blamed: Tuple[str, ...]) -> Optional[Decision]:
+    """Put the attempt's job back in the queue, held where that is the decision.
+
+    Returns what was done in the end: to leave, where the job has been cancelled meanwhile. None when Slurm refuses.
+    """
     opened = read(os.path.join(attempt, "begin.json"))
     job_id = opened["job_id"]
-    if int(show_job(job_id).get("Restarts", opened["restart"])) > int(opened["restart"]):
-        # Killed right after it had asked: a second requeue would end the attempt that may have begun by now.
-        mark_carried_out(attempt, decision)
-        return True
-    excluded = sorted(set(excluded_nodes(job_id)) | set(decision.exclude))
-    wanted, decision = _choose_nodes(job_id, decision, settings, blamed, excluded)
+    before = excluded_nodes(job_id)
+    wanted, decision = _choose_nodes(job_id, decision, settings, blamed, before)
+    done = _ask(job_id, int(opened["restart"]), decision)
+    if done is None:
+        print("job {} could not be requeued: it ends here".format(job_id), file=sys.stderr)
+        return None
+    mark_carried_out(attempt, done)
+    if done.action == EXIT:
+        print("not requeued: {}".format(done.reason), flush=True)
+        return done
+    if done.exclude or wanted:
+        _move(job_id, sorted({*before, *done.exclude}), wanted)
+    if done.action == HOLD:
+        print("held: {}; after mending it: scontrol release {}".format(done.reason, job_id), flush=True)
+    return done
+
+
+def _ask(job_id: str, restart: int, decision: Decision) -> Optional[Decision]:
+    """Ask for the requeue until Slurm has heard it, and look before each time.
+
+    A requeue succeeds on a job that completes, so one that was cancelled since the decision would run again.
+    """
     verb = "requeuehold" if decision.action == HOLD else "requeue"
-    if call_patiently(["scontrol", verb, job_id], PATIENCE_S) is None:
-        print("scontrol {} {} failed: the job ends here".format(verb, job_id), file=sys.stderr)
-        return False
-    mark_carried_out(attempt, decision)
-    if decision.exclude or wanted:
-        _move(job_id, excluded, wanted)
-    if decision.action == HOLD:
-        print("held: {}; after mending it: scontrol release {}".format(decision.reason, job_id), flush=True)
-    return True
+    deadline = time.time() + PATIENCE_S
+    while True:
+        job = show_job(job_id)
+        if int(job.get("Restarts", restart)) > restart or job.get("JobState") == "PENDING":
+            # It was heard, but we were killed or had no answer: another would end the attempt that may have begun.
+            return decision
+        if job:
+            limit = limit_of(job)
+            seconds_left = None if limit is None else limit - time.time()
+            over = ended_by_slurm(job.get("JobState", "UNKNOWN"), seconds_left, is_preempted(job), decision.cause)
+            if over is not None:
+                return over
+            if call(["scontrol", verb, job_id]) is not None:
+                return decision
+        if time.time() >= deadline or shutil.which("scontrol") is None:
+            return None
+        time.sleep(PAUSE_S)
 
 
 def prepare_chain(run: str, attempt: str, decision: Decision) -> None:
@@ -56,9 +78,13 @@ def prepare_chain(run: str, attempt: str, decision: Decision) -> None:
 
 
 def _choose_nodes(
-    job_id: str, decision: Decision, settings: Dict[str, Any], blamed: Tuple[str, ...], excluded: List[str]
+    job_id: str, decision: Decision, settings: Dict[str, Any], blamed: Tuple[str, ...], before: List[str]
 ) -> Tuple[List[str], Decision]:
-    """The nodes to ask for by name, if any, and the decision: to hold where too few are left."""
+    """The nodes to ask for by name, if any, and the decision: to hold where too few are left.
+
+    before: nodes that the job excludes already.
+    """
+    excluded = {*before, *decision.exclude}
     pinned, needed = settings.get("pinned", []), int(settings.get("num_nodes", 1))
     if pinned:
         left = [name for name in pinned if name not in excluded]
@@ -67,18 +93,27 @@ def _choose_nodes(
         if len(wanted) == needed:
             return wanted, decision
         # A node that is asked for by name and excluded would pend for ever.
-        return [], _hold(decision, "{} of the hostfile's {} hosts are left".format(len(left), len(pinned)), needed)
+        text = "{} of the hostfile's {} hosts are left, {} are needed".format(len(left), len(pinned), needed)
+        return [], _hold(job_id, decision, text, before)
     if decision.exclude:
         nodes = partition_nodes(job_id)
-        left_now = nodes - set(excluded)
+        left_now = nodes - excluded
         if nodes and len(left_now) < needed:
-            text = "{} of the partition's {} nodes are left".format(len(left_now), len(nodes))
-            return [], _hold(decision, text, needed)
+            text = "{} of the partition's {} nodes are left, {} are needed".format(len(left_now), len(nodes), needed)
+            return [], _hold(job_id, decision, text, before)
     return [], decision
 
 
-def _hold(decision: Decision, left: str, needed: int) -> Decision:
-    return decision._replace(action=HOLD, reason="{}, {} are needed: {}".format(left, needed, decision.reason))
+def _hold(job_id: str, decision: Decision, few: str, before: List[str]) -> Decision:
+    """Hold, and exclude nothing more: released with too few nodes left, the job would pend for ever."""
+    reason = "{}: {}".format(few, decision.reason)
+    if decision.exclude:
+        reason += "; bad now: {}".format(", ".join(decision.exclude))
+    if before:
+        reason += "; excluded before: {}, allowed again by: scontrol update JobId={} ExcNodeList=".format(
+            ", ".join(before), job_id
+        )
+    return decision._replace(action=HOLD, reason=reason, exclude=())
 
 
 def _move(job_id: str, excluded: List[str], wanted: List[str]) -> None:

@@ -13,7 +13,8 @@ CALL_TIMEOUT_S = 20
 """Seconds that one call may take."""
 PATIENCE_S = 300
 """Seconds for which a controller that does not answer is asked again before a person has to look."""
-_PAUSE_S = 5
+PAUSE_S = 5
+"""Seconds between two tries."""
 
 
 def call(argv: List[str]) -> Optional[str]:
@@ -43,7 +44,7 @@ def call_patiently(argv: List[str], patience_s: float) -> Optional[str]:
         answer = call(argv)
         if answer is not None or time.time() >= deadline or shutil.which(argv[0]) is None:
             return answer
-        time.sleep(_PAUSE_S)
+        time.sleep(PAUSE_S)
 
 
 def show_job(job_id: str, patience_s: float = 0) -> Dict[str, str]:

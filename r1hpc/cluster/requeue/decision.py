@@ -18,12 +18,18 @@ INTERRUPTED, NODE, CRASH = "interrupted", "node", "crash"
 KINDS: Dict[str, str] = {
     "preempted": INTERRUPTED,
     "walltime": INTERRUPTED,
+    "requeued_by_slurm": INTERRUPTED,
     "node_lost": NODE,
     "launch_failed": NODE,
     "bad_node": NODE,
     "abandoned": NODE,
 }
-"""Each kind has a budget of its own: two preemptions and a lost node are no crash loop. Others are crashes."""
+"""Each kind has a budget of its own: two preemptions and a lost node are no crash loop. Others are crashes.
+
+That of interruptions is larger (max_interruptions), since nothing is wrong with a run that is preempted. It has an end,
+also where Slurm proves each preemption: a run that is interrupted so often before it could commit once uses up nodes
+and gets nowhere, which only a person can mend (save more often, another partition).
+"""
 
 _REASONS: Dict[str, str] = {
     "bad_node": "a node failed the preflight",
@@ -45,7 +51,7 @@ _CAUSES: Dict[int, str] = {
     exit_codes.OUT_OF_TIME: "walltime",
 }
 HOPELESS: Dict[str, str] = {
-    "invalid": "the configuration or command line is wrong: trying again cannot help",
+    "invalid": "the configuration, the command line or the site is wrong: trying again cannot help",
     "canary": "the canary failed: nothing of the run was started, and a person has to look first",
 }
 """Causes that no other attempt makes good, and what is said of them."""
@@ -88,6 +94,9 @@ class Facts(NamedTuple):
     """Nodes that preflight or the agents name as the reason."""
     past: Tuple[Past, ...]
     max_crashes: int
+    """Attempts without progress that ended for one kind of cause, before the job is held."""
+    max_interruptions: int
+    """The same of interruptions."""
     preempted: bool = False
     """Slurm says that it is taking the job away."""
 
@@ -112,31 +121,36 @@ def decide(facts: Facts) -> Decision:
         return Decision(EXIT, cause, HOPELESS[cause])
     if facts.job_state == "UNKNOWN":
         return Decision(HOLD, cause, "Slurm does not say in what state the job is")
-    if not _may_run_again(facts, cause):
-        if facts.preempted:
-            return Decision(EXIT, "preempted", "Slurm is ending the preempted job, and brings it back or does not")
-        return Decision(EXIT, "cancelled", "the job is {}, not RUNNING: cancelled".format(facts.job_state))
+    over = ended_by_slurm(facts.job_state, facts.seconds_left, facts.preempted, cause)
+    if over is not None:
+        return over
     exclude = _exclude(facts, cause)
     failed = _same_kind_without_progress(facts, cause)
-    if failed >= facts.max_crashes:
-        reason = "{} attempts without progress ended so, the last one: {} (run.max_crashes = {})".format(
-            failed, _REASONS[cause], facts.max_crashes
+    key, budget = _budget(facts, cause)
+    if failed >= budget:
+        reason = "{} attempts without progress ended so, the last one: {} ({} = {})".format(
+            failed, _REASONS[cause], key, budget
         )
         return Decision(HOLD, cause, reason, exclude)
     return Decision(REQUEUE, cause, _REASONS[cause], exclude)
 
 
-def _may_run_again(facts: Facts, cause: str) -> bool:
-    """A cancelled job may not: only JobState=RUNNING, or what proves another end than a scancel.
+def ended_by_slurm(job_state: str, seconds_left: Optional[float], preempted: bool, cause: str) -> Optional[Decision]:
+    """The decision to leave a job alone that was cancelled, or that Slurm is ending; None where it may run again.
 
-    COMPLETING is what a scancel shows, but a time limit and a failed launch too.
+    It may only while it is RUNNING, or where something proves another end than a scancel: COMPLETING is what a scancel
+    shows, but a time limit and a failed launch too.
     """
-    if facts.job_state in ("RUNNING", "NODE_FAIL", "BOOT_FAIL"):
-        return True
-    limit_passed = facts.seconds_left is not None and facts.seconds_left <= 0
-    if facts.job_state == "COMPLETING":
-        return limit_passed or cause == "launch_failed"
-    return facts.job_state == "TIMEOUT" and limit_passed
+    limit_passed = seconds_left is not None and seconds_left <= 0
+    if job_state in ("RUNNING", "NODE_FAIL", "BOOT_FAIL"):
+        return None
+    if job_state == "COMPLETING" and (limit_passed or cause == "launch_failed"):
+        return None
+    if job_state == "TIMEOUT" and limit_passed:
+        return None
+    if preempted:
+        return Decision(EXIT, "preempted", "Slurm is ending the preempted job, and brings it back or does not")
+    return Decision(EXIT, "cancelled", "the job is {}, not RUNNING: cancelled".format(job_state))
 
 
 def _cause(facts: Facts) -> str:
@@ -154,6 +168,13 @@ def _cause(facts: Facts) -> str:
     if facts.seconds_left is not None and facts.seconds_left <= warned_s:
         return "walltime"
     return "preempted" if asked else "crash"
+
+
+def _budget(facts: Facts, cause: str) -> Tuple[str, int]:
+    """The key that sets it, and how many attempts of the cause's kind it allows."""
+    if KINDS.get(cause) == INTERRUPTED:
+        return "run.max_interruptions", facts.max_interruptions
+    return "run.max_crashes", facts.max_crashes
 
 
 def _same_kind_without_progress(facts: Facts, cause: str) -> int:

@@ -16,7 +16,7 @@ def read(path: str) -> Dict[str, Any]:
 
 
 def publish(path: str, value: Dict[str, Any]) -> None:
-    """Write beside, fsync, rename."""
+    """Write beside, fsync, rename, fsync the directory: a host that loses power later still has it."""
     temporary = "{}.{}.tmp".format(path, os.getpid())
     with open(temporary, "w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=2, sort_keys=True)
@@ -24,3 +24,8 @@ def publish(path: str, value: Dict[str, Any]) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
+    directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

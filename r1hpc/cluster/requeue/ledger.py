@@ -20,7 +20,6 @@ def attempts(run: str) -> List[str]:
 
 def close_record(attempt: str, exit_code: int, decision: Decision) -> None:
     """Publish end.json with a decision that is still to be carried out, unless it is to do nothing."""
-    outcome = read(os.path.join(attempt, "outcome.json"))
     interrupted = KINDS.get(decision.cause) == INTERRUPTED
     publish(
         os.path.join(attempt, "end.json"),
@@ -29,7 +28,7 @@ def close_record(attempt: str, exit_code: int, decision: Decision) -> None:
             "cause": decision.cause,
             "action": decision.action,
             "reason": decision.reason,
-            "said": outcome.get("reason", ""),
+            "said": said(attempt),
             "exclude": list(decision.exclude),
             # A node that falls silent while Slurm takes the job away is not to blame.
             "blamed": [] if interrupted else list(blamed_nodes(attempt)),
@@ -40,10 +39,16 @@ def close_record(attempt: str, exit_code: int, decision: Decision) -> None:
     )
 
 
+def said(attempt: str) -> str:
+    """What the attempt itself said of its end: its agents, or the preflight where they were never started."""
+    reason = read(os.path.join(attempt, "outcome.json")).get("reason")
+    return str(reason or read(os.path.join(attempt, "preflight.json")).get("problem") or "")
+
+
 def mark_carried_out(attempt: str, decision: Decision) -> None:
     """Note that the decision, maybe another than was recorded first, has been carried out."""
     path = os.path.join(attempt, "end.json")
-    change = {"action": decision.action, "reason": decision.reason, "carried_out": True}
+    change = {"action": decision.action, "cause": decision.cause, "reason": decision.reason, "carried_out": True}
     publish(path, dict(read(path), **change))
 
 

@@ -33,12 +33,23 @@ def parse_time(text: str) -> Optional[float]:
 
 def limit_of(job: Dict[str, str]) -> Optional[float]:
     """StartTime + TimeLimit, Unix time. EndTime would not do: a scancel or a preemption changes it."""
-    limit = re.match(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)$", job.get("TimeLimit", ""))
+    limit = parse_duration(job.get("TimeLimit", ""))
     start = parse_time(job.get("StartTime", ""))
-    if limit is None or start is None:
+    return None if limit is None or start is None else start + limit
+
+
+def parse_duration(text: str) -> Optional[float]:
+    """Seconds of [DAYS-]HH:MM:SS; None for anything else (UNLIMITED)."""
+    match = re.match(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)\s*$", text)
+    if match is None:
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in limit.groups())
-    return start + days * 86400 + hours * 3600 + minutes * 60 + seconds
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(days * 86400 + hours * 3600 + minutes * 60 + seconds)
+
+
+def preempts_by_qos(config: str) -> bool:
+    """Whether `scontrol show config` names preempt/qos: GraceTime is then the QOS's, not the partition's."""
+    return re.search(r"^PreemptType\s*=\s*preempt/qos\s*$", config, re.MULTILINE) is not None
 
 
 def is_preempted(job: Dict[str, str]) -> bool:
