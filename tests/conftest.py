@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ ClusterFactory = Callable[..., RehearsalCluster]
 
 # Slurm's timings, short enough for tests and still told apart by them.
 QUICK = {"grace_s": 5, "kill_wait_s": 3, "slurmd_timeout_s": 10, "message_timeout_s": 5, "cred_expire_s": 5}
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt what they start, however this run was started.
+
+    In the background of a script SIGINT is ignored, and programs inherit that. One that is caught they do not inherit;
+    the run itself still lets it pass.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

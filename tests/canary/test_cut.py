@@ -17,10 +17,11 @@ import torch
 from r1hpc.canary.config import canary_config
 from r1hpc.canary.cut import plan_cut, write_cut
 from r1hpc.canary.layers import LayerCut, cut_layers
-from r1hpc.canary.prepare import prepare
+from r1hpc.canary.prepare import main, prepare
 from r1hpc.checkpoint.hf_checkpoint import open_checkpoint
 from r1hpc.config import load_config
 from r1hpc.config.dump import dump_config
+from r1hpc.exit_codes import INVALID
 from r1hpc.rehearsal.tiny_model import write_tiny_model
 from r1hpc.rundir import RunDir
 from tests.checkpoint.runs import quiet, stored
@@ -110,3 +111,14 @@ def test_another_model_takes_the_place_of_the_one_before(source: Path, tmp_path:
     before, after, found = (stored(path)[name].view(torch.uint8) for path in (source, other, run.canary.model))
     assert torch.equal(found, after) and not torch.equal(found, before)
     assert (run.canary.torch_dist / "release" / ".metadata").is_file()
+
+
+def test_what_is_no_run_directory_is_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nosuch")]) == INVALID
+    assert f"{tmp_path / 'nosuch'}: is no run directory: it has no config.yaml" in capsys.readouterr().err
+
+
+def test_a_wrong_configuration_is_one_here_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("run: {nam: x}\n")
+    assert main([str(tmp_path)]) == INVALID
+    assert "did you mean name?" in capsys.readouterr().err
