@@ -23,6 +23,7 @@ from r1hpc.cluster.outcome import Outcome
 from r1hpc.cluster.ray import Slot, connected, place_slots, wait_for_nodes
 from r1hpc.cluster.stop import StopListener
 from r1hpc.config import load_config
+from r1hpc.config.import_paths import check_import_paths
 from r1hpc.errors import BringUpError, CanaryError, ConfigError, R1hpcError
 from r1hpc.interrupt import TOLD_S, OutOfTime, StopRequested
 from r1hpc.metrics.progress import say_progress
@@ -85,8 +86,9 @@ async def _train(
     from r1hpc.canary.canary import canary_if_due
     from r1hpc.wiring import Attempt, wired
 
-    config = load_config(run.config).config
-    given = Attempt(run, attempt, config, launch, group, slots, stop)
+    loaded = load_config(run.config)
+    check_import_paths(loaded)
+    given = Attempt(run, attempt, loaded.config, launch, group, slots, stop)
     passed = await canary_if_due(given, asked=until == "canary")
     if until == "canary":
         assert passed is not None, "it was asked for"

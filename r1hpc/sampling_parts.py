@@ -14,11 +14,14 @@ from r1hpc.config import Config
 from r1hpc.data.dataset import DataSettings, PromptDataset, load_dataset
 from r1hpc.data.prompts import PromptSource
 from r1hpc.data.template import PromptEncoder, load_tokenizer
+from r1hpc.errors import ConfigError
 from r1hpc.plan.model_shape import read_model_shape
 from r1hpc.rewards.pool import RewardPool
+from r1hpc.rewards.request import RewardLoadError
 from r1hpc.rollout.dispatch import Dispatcher
 from r1hpc.rollout.evaluation import Evaluator
 from r1hpc.rollout.filters import GroupFilter
+from r1hpc.rollout.group import SamplerError
 from r1hpc.rollout.progress import ProgressCallback
 from r1hpc.rollout.sampler import Sampler
 
@@ -55,6 +58,23 @@ def reward_pool(config: Config) -> RewardPool:
     """Not started. A quarter of the head's cores may grade at once; its engines and trainers take the others."""
     kind = config.rollout.custom_rm_path or config.rollout.rm_type
     return RewardPool([kind] if kind else [], num_workers=min(16, max(1, (os.cpu_count() or 1) // 4)))
+
+
+async def started_rewards(config: Config) -> RewardPool:
+    """The reward pool, once reward and filter are known to load: call it before engines take their minutes.
+
+    Raises ConfigError where one does not load, for trying again cannot help; but what the file system refuses may be
+    there next time, and is the RewardError or SamplerError that it was.
+    """
+    rewards = reward_pool(config)
+    try:
+        GroupFilter.of(config.rollout)
+        await rewards.start()
+    except (RewardLoadError, SamplerError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise ConfigError([str(error)]) from error
+    return rewards
 
 
 def make_sampler(

@@ -17,6 +17,7 @@ from r1hpc.account import Account
 from r1hpc.actors.engines import EngineGroup
 from r1hpc.actors.trainers import TrainerGroup
 from r1hpc.checkpoint.commit import Commit, Commits
+from r1hpc.checkpoint.commits.belonging import refuse_other_runs
 from r1hpc.checkpoint.records import read_object
 from r1hpc.clock import Durations, SaveClock, SavePolicy
 from r1hpc.cluster.grace import read_grace
@@ -37,7 +38,7 @@ from r1hpc.rollout.dispatch import Dispatcher
 from r1hpc.rollout.progress import ProgressCallback, ProgressLines, RolloutProgress
 from r1hpc.rollout.recorded import Recorder, Replay, Rollouts
 from r1hpc.rundir import AttemptDir, RunDir
-from r1hpc.sampling_parts import Prompts, make_evaluator, make_sampler, reward_pool
+from r1hpc.sampling_parts import Prompts, make_evaluator, make_sampler, started_rewards
 from r1hpc.saving import Saving
 from r1hpc.train.checkpoint.start import where_to_start
 
@@ -78,12 +79,15 @@ class _Started:
 async def wired(attempt: Attempt) -> AsyncIterator[Loop]:
     """The loop with all its parts, restored to where the run stands; everything is ended when the block ends.
 
-    Raises StopRequested where somebody asks to stop before the loop is there.
+    Raises StopRequested where somebody asks to stop before the loop is there, and ConfigError for what no other attempt
+    could do better: a directory with another run's commits, a reward or a filter that does not load.
     """
     config, save = attempt.config, _save_directory(attempt)
     interrupt = Interrupt(attempt.stop)
+    record = _commit_record(attempt)
+    await asyncio.to_thread(refuse_other_runs, save, record["run_id"])
     commits = Commits(save, config.ckpt.keep)
-    # First of all: an attempt of this run that lives on somewhere can commit no more from here on.
+    # Before anything is started: an attempt of this run that lives on somewhere can commit no more from here on.
     await asyncio.to_thread(commits.sweep)
     start = where_to_start(config.ckpt, save)
     async with AsyncExitStack() as stack:
@@ -99,7 +103,7 @@ async def wired(attempt: Attempt) -> AsyncIterator[Loop]:
             parts.trainers,
             parts.rollouts,
             clock,
-            _commit_record(attempt),
+            record,
             partial(_note_commit, attempt.directory),
             restored.iteration - 1 if start.resumes else None,
         )
@@ -142,8 +146,7 @@ async def _started(attempt: Attempt, closing: Closing) -> _Started:
         return await _started_on_replay(attempt, closing, Path(attempt.config.debug.replay_rollouts))
     config = attempt.config
     prompts = await asyncio.to_thread(Prompts.open, config, logger.info)
-    rewards = reward_pool(config)
-    await rewards.start()
+    rewards = await started_rewards(config)
     closing.add(rewards.close)
     key = engine_key(read_secret(attempt.directory.secret))
     engines = await EngineGroup.start(

@@ -22,10 +22,11 @@ from r1hpc.checkpoint.hf_checkpoint import open_checkpoint
 from r1hpc.checkpoint.staged_work import StagedWork
 from r1hpc.config import Config, load_config
 from r1hpc.config.dump import dump_config
-from r1hpc.errors import R1hpcError
+from r1hpc.errors import ConfigError, PlanError, R1hpcError
+from r1hpc.exit_codes import CRASHED, INVALID, SUCCESS
 from r1hpc.plan import plan_to_json
 from r1hpc.plan.array_stages import convert_workers
-from r1hpc.plan.model_shape import read_model_shape
+from r1hpc.plan.model_shape import ModelShapeError, read_model_shape
 from r1hpc.plan.plan import make_plan
 from r1hpc.plan.units import show_bytes
 from r1hpc.publish import publish_json, publish_text
@@ -36,6 +37,10 @@ Say = Callable[[str], None]
 
 def prepare(run: RunDir, say: Say) -> None:
     """Make everything that a canary reads. May be killed on any line, and called again. Raises R1hpcError."""
+    if not run.config.is_file():
+        raise ConfigError(
+            [f"{run.root}: is no run directory: it has no {run.config.name}; submit prints the right one"]
+        )
     config = load_config(run.config).config
     shape = read_model_shape(Path(config.ckpt.hf_checkpoint))
     layers = cut_layers(config, shape)
@@ -94,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare(RunDir(parser.parse_args(argv).run), lambda line: print(line, flush=True))
     except R1hpcError as error:
         print(error, file=sys.stderr)
-        return 1
-    return 0
+        return INVALID if isinstance(error, ConfigError | PlanError | ModelShapeError) else CRASHED
+    return SUCCESS
 
 
 if __name__ == "__main__":

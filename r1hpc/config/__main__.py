@@ -11,10 +11,12 @@ from pathlib import Path
 from r1hpc.config.dump import dump_config
 from r1hpc.config.explain import explain, reference
 from r1hpc.config.flags_page import flags_page
+from r1hpc.config.import_paths import check_import_paths
 from r1hpc.config.import_script import import_script
 from r1hpc.config.load import LoadedConfig, load_config
 from r1hpc.errors import ConfigError, R1hpcError
 from r1hpc.exit_codes import INVALID, SUCCESS
+from r1hpc.plan.plan_for import plan_for, shape_is_known
 from r1hpc.publish import publish_text
 
 
@@ -46,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    check = commands.add_parser("check", help="validate a configuration; print notices and ok")
+    check = commands.add_parser("check", help="validate a configuration, and plan it; print notices and ok")
     show = commands.add_parser("show", help="print the resolved configuration as YAML")
     for command, run in ((check, _check), (show, _show)):
         command.add_argument("config", metavar="CONFIG")
@@ -84,7 +86,13 @@ def _load(arguments: argparse.Namespace) -> LoadedConfig:
 
 def _check(arguments: argparse.Namespace) -> None:
     loaded = _load(arguments)
-    print(f"{loaded.path}: ok")
+    for notice in check_import_paths(loaded):
+        print(f"notice: {notice}", file=sys.stderr)
+    if shape_is_known(loaded):
+        plan_for(loaded)
+        print(f"{loaded.path}: ok")
+    else:
+        print(f"{loaded.path}: ok (sizes and memory: python -m r1hpc.plan, once the model's config.json is there)")
 
 
 def _show(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from r1hpc.config.rule import Broken, Rule
@@ -87,6 +88,14 @@ def _directories(config: Config) -> Iterator[Broken]:
             seen[path] = name
 
 
+def _commits(config: Config) -> Iterator[Broken]:
+    save, run = config.ckpt.save, Path(config.run.root) / config.run.name
+    if save is not None and run.is_relative_to(save):
+        which = "the run directory itself" if Path(save) == run else f"above the run directory {run}"
+        rule = f"is {which}, and commits need a directory of their own; leave save out: they go to {run}/checkpoints"
+        yield Broken("ckpt.save", rule)
+
+
 def _packing(config: Config) -> Iterator[Broken]:
     perf = config.perf
     if perf.use_dynamic_batch_size and perf.max_tokens_per_gpu is None:
@@ -151,6 +160,7 @@ RULES: Final = (
     Rule(("grpo",), _kl),
     Rule(("ckpt", "grpo"), _reference),
     Rule(("ckpt",), _directories),
+    Rule(("ckpt", "run"), _commits),
     Rule(("perf",), _packing),
     Rule(("sglang",), _engine),
     Rule(("hosts", "sglang", "megatron"), _device),

@@ -15,6 +15,7 @@ from r1hpc.config.source import KeyPath, Layer, Problem, dotted
 from r1hpc.config.structure import all_keys, key_words, owners, section_fields, section_type
 
 _LONGEST_VALUE = 60
+_NOT_FINITE = ("nan", "inf", "infinity")
 _YAML_1_1_BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
@@ -102,9 +103,11 @@ def unknown_key(path: KeyPath) -> str:
 def _rule(path: KeyPath, error: ErrorDetails, written: str | None) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    if error["type"] in ("int_type", "float_type") and str(error["input"]).strip(" +-.").lower() in _NOT_FINITE:
+        return "must be finite"  # `nan` is text in YAML, where `.nan` is the number
     say = _RULES.get(error["type"])
     if say is not None:
-        return say(error)
+        return say(error) + _ALSO.get(path, "")
     return f"expected: {key_words(path)}{_hint(error, written)}"
 
 
@@ -145,10 +148,14 @@ _RULES: Final[dict[str, Callable[[ErrorDetails], str]]] = {
     "greater_than": lambda error: f"must be above {_number(error['ctx']['gt'])}",
     "less_than_equal": lambda error: f"must be at most {_number(error['ctx']['le'])}",
     "less_than": lambda error: f"must be below {_number(error['ctx']['lt'])}",
-    "finite_number": lambda error: "must be a finite number",
+    "finite_number": lambda error: "must be finite",
     "literal_error": lambda error: f"must be {error['ctx']['expected'].replace(chr(39), '')}",
 }
 """pydantic error type to the rule in words, where the bound itself says more than the kind of the field."""
+_ALSO: Final[dict[KeyPath, str]] = {
+    ("rollout", "rm_type"): "; a function of your own goes to custom_rm_path, with rm_type left out",
+}
+"""What is added to a rule where another key may have been meant."""
 
 
 def first_sentence(description: str | None) -> str:

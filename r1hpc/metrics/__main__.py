@@ -40,6 +40,8 @@ def draw(run: RunDir, output: Path | None = None) -> Path:
     except ImportError as error:
         raise CannotDraw(f"curves need matplotlib, which this Python has not ({error}): {sys.executable}") from error
     path = output or run.curves
+    if not path.parent.is_dir():
+        raise CannotDraw(f"{path}: there is no directory {path.parent}; make it, or name another --output")
     draw_curves(path, _name(run), lines)
     return path
 

@@ -21,6 +21,11 @@ def plan_for(loaded: LoadedConfig, *, model: Path | None = None, num_prompts: in
     return make_plan(loaded.config, shape, num_prompts=num_prompts, where=loaded.where)
 
 
+def shape_is_known(loaded: LoadedConfig) -> bool:
+    """Whether the model's config.json is on disk, so that the configuration can be planned."""
+    return loaded.config.ckpt.hf_config is not None or _stored(loaded) is not None
+
+
 def _configured_shape(loaded: LoadedConfig) -> ModelShape:
     """The shape in ckpt.hf_checkpoint, or in ckpt.hf_config while the checkpoint is not on disk or is closed."""
     given = loaded.config.ckpt.hf_config

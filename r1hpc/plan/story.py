@@ -10,6 +10,7 @@ from r1hpc.plan.outline import Bullet, Gauge, Line, Section, Table
 from r1hpc.plan.plan import Plan
 from r1hpc.plan.topology import fold_ranks
 from r1hpc.plan.units import show_bytes, show_count, show_range, show_seconds
+from r1hpc.plan.whole_run import WholeRun
 
 
 def headline(plan: Plan) -> str:
@@ -182,7 +183,19 @@ def _time(plan: Plan) -> tuple[Line, ...]:
         source = "measured" if times.iteration.measured else "an estimate; set run.expected_rollout_minutes"
         minutes = show_range(times.iteration.low_minutes, times.iteration.high_minutes)
         lines.insert(0, Line("iteration", f"{minutes} min ({source}); {show_range(*times.days)} days for the run"))
+    if times.whole_run:
+        lines.insert(1, Line("whole run", _whole_run_text(plan, times.whole_run)))
     return tuple(lines)
+
+
+def _whole_run_text(plan: Plan, whole: WholeRun) -> str:
+    least, most = (f"{hours:,.3g}" if hours < 1000 else f"{round(hours, -2):,.0f}" for hours in whole.gpu_hours)
+    hours = least if least == most else f"{least} to {most}"
+    attempts = show_range(*whole.attempts, "d")
+    return (
+        f"{hours} GPU-hours, in {attempts} attempts of {show_seconds(60 * plan.time_limit_minutes)} one after another;"
+        " preemptions left out"
+    )
 
 
 def _interval_text(plan: Plan) -> str:

@@ -18,6 +18,7 @@ from r1hpc.plan.assumptions import (
 from r1hpc.plan.host_memory import HostMemory
 from r1hpc.plan.iteration import IterationTime
 from r1hpc.plan.storage import StoragePlan
+from r1hpc.plan.whole_run import WholeRun, whole_run
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class TimePlan:
     """From a preemption to the first new iteration: the requeue delay, and the start."""
     days: tuple[float, float] | None
     """Of the whole run, interruptions left out."""
+    whole_run: WholeRun | None
+    """GPU-hours and attempts; null while nothing is known of an iteration."""
     adam_traffic_bytes: int
     """Moved through the memory of the fullest node by one step of host Adam."""
 
@@ -100,6 +103,7 @@ def make_times(
     restart_s = device.requeue_delay_s + start_s
     needed = needed_signal_lead(save_s, device)
     asked = config.slurm.signal_lead_minutes
+    lead_s = min(asked * 60 if asked else needed, MAX_SIGNAL_LEAD_S)
     stages = make_array_stages(config, storage)
     return TimePlan(
         save_s=save_s,
@@ -113,12 +117,13 @@ def make_times(
         interval_minutes=interval,
         exposure_minutes=exposure,
         needed_lead_s=needed,
-        signal_lead_s=min(asked * 60 if asked else needed, MAX_SIGNAL_LEAD_S),
+        signal_lead_s=lead_s,
         overhead=interval_overhead(save_s / 60, interval, interruption),
         lost_gpu_hours=world_size * (interval / 2 + restart_s / 60) / 60,
         start_s=start_s,
         restart_s=restart_s,
         days=_scaled(iteration, config.rollout.num_rollout / 1440),
+        whole_run=whole_run(config, iteration, start_s, lead_s, world_size),
         adam_traffic_bytes=ADAM_TRAFFIC_BYTES * max(host.optimizer_parameters for host in hosts),
     )
 

@@ -158,11 +158,13 @@ def _import(kinds: Sequence[str]) -> Message:
             for response, label in _WARM_UP:
                 grade(f"</think>{response}" if kind == "deepscaler" else response, label)
     except RewardError as error:
-        return {"problem": str(error)}
+        # What the file system refuses now it may give the next time.
+        return {"problem": str(error), "final": not isinstance(error.__cause__, OSError)}
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate()[1:])
         return {
-            "problem": f"importing {', '.join(kinds)} started threads ({names}): a process that has any cannot fork"
+            "problem": f"importing {', '.join(kinds)} started threads ({names}): a process that has any cannot fork",
+            "final": True,
         }
     return {"problem": None}
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from r1hpc.rewards.frames import Message, pack, unpack
 from r1hpc.rewards.nursery import MAX_PACKET_BYTES
-from r1hpc.rewards.request import RewardError
+from r1hpc.rewards.request import RewardError, RewardLoadError
 from r1hpc.rewards.worker_end import Worker
 
 _START_LIMIT_S = 300.0
@@ -53,8 +53,7 @@ class NurseryEnd:
                 env=_environment(),
             )
         try:
-            if (problem := await self._import()) is not None:
-                raise RewardError(f"the rewards {', '.join(self._kinds)} did not start: {problem}")
+            await self._import()
         except BaseException:  # cancelled too: the process is there
             await self.close()
             raise
@@ -101,15 +100,19 @@ class NurseryEnd:
             self._process.kill()  # its workers die with it
             self._process.wait()
 
-    async def _import(self) -> str | None:
-        """Why it cannot grade; None if it can."""
+    async def _import(self) -> None:
+        """Have it import; raises RewardLoadError where the code of a reward is at fault, else RewardError."""
         self._control.send(pack({"kinds": self._kinds, "memory_mb": self._memory_mb}))
+        failed = f"the rewards {', '.join(self._kinds)} did not start"
         try:
             ready = await asyncio.wait_for(self._receive(), _START_LIMIT_S)
         except TimeoutError:
-            return f"not ready after {_START_LIMIT_S:.0f} s"
-        problem: str | None = ready["problem"] if ready else f"ended with status {self._process.wait()}"
-        return problem
+            raise RewardError(f"{failed}: not ready after {_START_LIMIT_S:.0f} s") from None
+        if not ready:
+            raise RewardError(f"{failed}: ended with status {self._process.wait()}")
+        if ready["problem"] is not None:
+            error = RewardLoadError if ready["final"] else RewardError
+            raise error(f"{failed}: {ready['problem']}")
 
     def _order(self, order: Message, descriptors: Sequence[int] = ()) -> None:
         if not self._alive:

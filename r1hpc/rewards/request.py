@@ -17,6 +17,10 @@ class RewardError(R1hpcError):
     """A reward that cannot be computed as configured: no such kind, no label, a function that does not load."""
 
 
+class RewardLoadError(RewardError):
+    """A reward whose own code does not load: it will not next time either."""
+
+
 @dataclass(frozen=True)
 class RewardRequest:
     """One response to be graded."""

@@ -55,8 +55,26 @@ def test_check_prints_notices_and_ok(write_config: WriteConfig, capsys: pytest.C
     path = write_config("hosts:\n  slots: 8\n", name="site.yaml")
     assert main(["check", str(write_config()), "--site", str(path), "--set", "run.seed=2"]) == SUCCESS
     printed = capsys.readouterr()
-    assert printed.out == "config.yaml: ok\n"
+    assert printed.out == (
+        "config.yaml: ok (sizes and memory: python -m r1hpc.plan, once the model's config.json is there)\n"
+    )
     assert printed.err == "notice: site.yaml:2: hosts.slots is an older name: read as hosts.gpus_per_node\n"
+
+
+def test_check_refuses_what_the_plan_refuses_where_the_model_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    r1 = str(ROOT / "configs/r1.yaml")
+    assert main(["check", r1]) == SUCCESS
+    assert capsys.readouterr().out == f"{r1}: ok\n"
+    assert main(["check", r1, "--set", "perf.decoder_last_pipeline_num_layers=70"]) == INVALID
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "61 layers - last(70) = -9" in printed.err
+
+
+def test_check_looks_up_what_is_named_by_import_path(capsys: pytest.CaptureFixture[str]) -> None:
+    typo = "rollout.dynamic_sampling_filter_path=r1hpc.rollout.filters.check_reward_nonzero_sdt"
+    assert main(["check", str(ROOT / "configs/r1.yaml"), "--set", typo]) == INVALID
+    assert "did you mean check_reward_nonzero_std?" in capsys.readouterr().err
 
 
 def test_check_prints_problems_and_fails(write_config: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,10 +180,15 @@ def test_import_writes_a_file_and_says_what_is_next(
 def test_an_import_passes_its_check_wherever_it_is_written(
     write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_config("{}", name="configs/models/config.json")
+    model = (ROOT / "configs/models/tiny-r1/config.json").read_text(encoding="utf-8")
+    write_config(model, name="configs/models/config.json")
     write_config("node01 slots=8\nnode02 slots=8\n", name="hostfiles/two.hostfile")
     text = SMALL.replace("hf_checkpoint:", "hf_config: ${MODELS}/config.json\n  hf_checkpoint:")
     text = text.replace("hosts:", "hosts:\n  hostfile: hostfiles/two.hostfile") + "vars: {MODELS: models}\n"
+    text = text.replace("host_memory_gib: 100", "host_memory_gib: 200")  # check plans it too
+    slices = "num_tasks: 1, pipeline_model_parallel_size: 1, expert_model_parallel_size: 1"
+    layers = "decoder_first_pipeline_num_layers: null, decoder_last_pipeline_num_layers: null"
+    text += f"convert: {{{slices}, {layers}}}\n"
     base = write_config(text, name="configs/base.yaml")
     script = write_config(LAUNCH, name="run.sh")
     (tmp_path / "far" / "away").mkdir(parents=True)

@@ -88,6 +88,16 @@ BROKEN = [
         "is also hf_checkpoint: one would overwrite the other; give it its own directory",
     ),
     (
+        ["ckpt.save=/runs/small/"],
+        "--set ckpt.save=/runs/small/: is the run directory itself, and commits need a directory of their own; "
+        "leave save out: they go to /runs/small/checkpoints",
+    ),
+    (
+        ["ckpt.save=/runs"],
+        "--set ckpt.save=/runs: is above the run directory /runs/small, and commits need a directory of their own; "
+        "leave save out: they go to /runs/small/checkpoints",
+    ),
+    (
         ["perf.recompute_granularity=full", "perf.recompute_num_layers=1"],
         "--set perf.recompute_granularity=full: full also needs recompute_method",
     ),
@@ -229,6 +239,8 @@ HOLDS = [
     ["grpo.ref_logprob_interval=2", "grpo.use_kl_loss=true"],
     ["ckpt.ref_load=null", "ckpt.load=/runs/old"],
     ["ckpt.load=/runs/x", "ckpt.save=/runs/x"],
+    ["ckpt.save=/runs/small/checkpoints"],
+    ["ckpt.save=/runs/sma"],
     ["hosts.port_base=65000", "hosts.port_span=536"],
     ["sglang.rollout_num_gpus_per_engine=8", "sglang.moe_dense_tp_size=8"],
     ["perf.recompute_granularity=selective", "megatron.recompute_modules=[layernorm, moe]"],

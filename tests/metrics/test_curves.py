@@ -72,3 +72,11 @@ def test_without_an_iteration_there_is_no_picture(tmp_path: Path, capsys: pytest
     assert main([str(tmp_path)]) == 1
     assert "has no iteration yet" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish_lines(RunDir(tmp_path).metrics, _lines(2))
+    missing = tmp_path / "none"
+    assert main([str(tmp_path), "--output", str(missing / "x.png")]) == 1
+    told = f"error: {missing / 'x.png'}: there is no directory {missing}; make it, or name another --output\n"
+    assert capsys.readouterr().err == told

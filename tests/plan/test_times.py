@@ -7,7 +7,7 @@ from math import sqrt
 
 import pytest
 
-from r1hpc.plan import Plan
+from r1hpc.plan import Plan, render_plan
 from r1hpc.plan.times import advised_interval, interval_overhead, save_seconds
 
 PlanWith = Callable[..., Plan]
@@ -105,3 +105,24 @@ def test_one_dispatch_to_the_experts(r1_plan: Plan) -> None:
     assert dispatch.remote_share == 24 / 32
     assert dispatch.remote_copies == 8 * 0.75
     assert dispatch.deduplicated_copies == 3
+
+
+def test_the_whole_run_in_gpu_hours_and_attempts(plan_r1: PlanWith) -> None:
+    plan = plan_r1("run.expected_rollout_minutes=60", "rollout.num_rollout=100", "slurm.time_limit=1440")
+    # Of each day a start (reading the commit of 470 s among it) and the signal's 768 s are lost; 23 iterations fit.
+    idle_hours = (plan.times.start_s + 768) / 3600
+    assert 24 - idle_hours > 23
+    whole = plan.times.whole_run
+    assert whole is not None
+    assert whole.attempts == (5, 5)  # 4 * 23 = 92 < 100
+    assert whole.gpu_hours[0] == whole.gpu_hours[1] == pytest.approx(128 * (100 + 5 * idle_hours))
+    assert "in 5 attempts of 24 h one after another" in " ".join(render_plan(plan).split())
+
+
+def test_a_run_that_fits_into_one_attempt_is_one(plan_r1: PlanWith) -> None:
+    whole = plan_r1("run.expected_rollout_minutes=20", "rollout.num_rollout=60").times.whole_run
+    assert whole is not None and whole.attempts == (1, 1)
+
+
+def test_what_an_attempt_may_not_hold_is_not_counted_in_attempts(plan_r1: PlanWith) -> None:
+    assert plan_r1("slurm.time_limit=45").times.whole_run is None  # start, signal and 27 minutes: more than that
