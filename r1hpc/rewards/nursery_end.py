@@ -74,6 +74,8 @@ class NurseryEnd:
             raise NurseryDiedError
         if (answer := worker.ready.result()).outcome != "graded":
             raise RewardError(f"a new reward process did not start: {answer.detail}")
+        if not worker.alive:  # it has come up, and has died since, mostly with its nursery
+            raise NurseryDiedError
         return worker
 
     def kill(self, worker: Worker) -> None:

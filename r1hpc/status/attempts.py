@@ -62,7 +62,8 @@ def _read(attempt: AttemptDir, lines: Sequence[Line]) -> Attempt | None:
     if not isinstance(begin.get("started"), int | float):
         return None
     own = [line for line in lines if line.get("attempt") == attempt.root.name]
-    signs = [begin["started"], read_record(attempt.progress).get("now", 0.0), *(line["finished"] for line in own)]
+    said = [read_record(path).get("now", 0.0) for path in (attempt.progress, attempt.canary.progress)]
+    signs = [begin["started"], *said, *(line["finished"] for line in own)]
     nodes = tuple(str(node["name"]) for node in begin.get("nodes", []))
     return Attempt(
         name=attempt.root.name,

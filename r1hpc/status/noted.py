@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ class NotedJob:
 
     stage: str
     job_id: str
+    """"" for a stage of a local run."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Noted:
     """slurm or local; null before any submit."""
     host: str
     """That started the stages of a local run."""
+    pid: int | None
+    """Of their process there."""
     owner: int
     """uid of who submitted it: the jobs are this user's."""
     sweep_of: str | None
@@ -50,6 +55,9 @@ class Noted:
     """Of an element: those of its sweep, of the array its own element."""
     config: Config | None
     """Null where config.yaml cannot be read."""
+    submit: str
+    """The command that goes on with it: as it was submitted, from the same directory; as resolved, where no record
+    says how."""
 
     @property
     def num_rollout(self) -> int | None:
@@ -86,7 +94,8 @@ def read_noted(directory: RunDir) -> Noted:
     if not record and sweep_of is not None:
         record = _of_sweep(directory, str(sweep_of))
     local = record.get("cluster") == "local"
-    jobs = [NotedJob(name, "") for name in record.get("stages", [])] if local else _jobs(record)
+    jobs = [NotedJob(str(name), "") for name in _list(record, "stages")] if local else _jobs(record)
+    pid = record.get("pid")
     return Noted(
         directory=directory,
         run_id=str(run.get("run_id", directory.root.name)),
@@ -94,16 +103,20 @@ def read_noted(directory: RunDir) -> Noted:
         submitted=run.get("submitted", run.get("created", 0.0)),
         cluster=record.get("cluster"),
         host=str(record.get("host", "")),
+        pid=pid if isinstance(pid, int) else None,
         owner=directory.run.stat().st_uid,
         sweep_of=sweep_of,
         jobs=tuple(jobs),
         config=_config(directory),
+        submit=_submit(run, directory),
     )
 
 
 def _required(directory: RunDir) -> dict[str, Any]:
     try:
         value = json.loads(directory.run.read_text(encoding="utf-8"))
+    except NotADirectoryError:
+        raise NoRun(_of_a_file(directory.root)) from None
     except FileNotFoundError:
         raise NoRun(
             f"{directory.root} is no run directory: it has no {directory.run.name}; give run.root/run.name of the"
@@ -128,15 +141,50 @@ def _of_sweep(directory: RunDir, sweep_of: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     record = read_record(base.jobs)
-    *before, array = record.get("jobs", []) or [{}]
+    *before, array = _entries(record) or [{}]
     if not array:
         return {}
-    own = f"{array['job_id']}_{index}" if array.get("num_tasks", 1) > 1 else array["job_id"]
+    own = array["job_id"] if array.get("num_tasks", 1) == 1 else f"{array['job_id']}_{index}"
     return {**record, "jobs": [*before, {**array, "job_id": own}]}
 
 
+def _of_a_file(path: Path) -> str:
+    """Most likely it is the configuration, as submit takes it."""
+    told = f"{path} is a file, and a run is a directory"
+    try:
+        run = load_config(path).config.run
+    except (R1hpcError, OSError):
+        return f"{told}: give run.root/run.name of the configuration, the directory that submit printed"
+    return f"{told}; the one that it configures, without --site and --set, is {Path(run.root) / run.name}"
+
+
+def _submit(run: dict[str, Any], directory: RunDir) -> str:
+    words, cwd = _list(run, "command"), run.get("cwd")
+    if not words:
+        return shlex.join(["python", "-m", "r1hpc.submit", str(directory.config)])
+    command = shlex.join(["python", "-m", "r1hpc.submit", *map(str, words)])
+    return command if not isinstance(cwd, str) or _is_here(cwd) else f"cd {shlex.quote(cwd)} && {command}"
+
+
+def _is_here(directory: str) -> bool:
+    try:
+        return os.path.samefile(directory, ".")
+    except OSError:
+        return False
+
+
+def _list(record: dict[str, Any], key: str) -> list[Any]:
+    value = record.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The jobs of jobs.json that have a stage and an id."""
+    return [job for job in _list(record, "jobs") if isinstance(job, dict) and {"stage", "job_id"} <= job.keys()]
+
+
 def _jobs(record: dict[str, Any]) -> list[NotedJob]:
-    return [NotedJob(str(job["stage"]), str(job["job_id"])) for job in record.get("jobs", [])]
+    return [NotedJob(str(job["stage"]), str(job["job_id"])) for job in _entries(record)]
 
 
 def _config(directory: RunDir) -> Config | None:

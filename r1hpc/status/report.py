@@ -19,6 +19,7 @@ from r1hpc.status.files import read_record
 from r1hpc.status.hours import GpuHours, gpu_hours
 from r1hpc.status.noted import Noted, read_noted
 from r1hpc.status.queue import Queue, ask, ask_here
+from r1hpc.status.silence import Silence, silence_of
 from r1hpc.status.stages import StageState, stage_states, unfinished
 from r1hpc.status.verdict import Evidence, Verdict, judge
 
@@ -51,6 +52,8 @@ class Status:
     evaluations: dict[str, Evaluation]
     progress: dict[str, Any] | None
     """What the driver does now; null where none is at work."""
+    silence: Silence | None
+    """Of the live attempt; null where there is none."""
     commit: CommitSeen | None
     attempts: tuple[Attempt, ...]
     hours: GpuHours
@@ -75,6 +78,7 @@ class Status:
             "evaluations": {name: asdict(found) for name, found in self.evaluations.items()},
             "seconds_left": self.seconds_left,
             "progress": self.progress,
+            "silent_s": None if self.silence is None else self.silence.seconds,
             "commit": None if self.commit is None else _plain(self.commit),
             "attempts": [_plain(attempt) for attempt in self.attempts],
             "gpu_hours": asdict(self.hours) | {"lost": self.hours.lost},
@@ -97,6 +101,9 @@ def gather(directory: RunDir, now: float, look_at: Look = look) -> Status:
     queue = look_at(noted, noted.job_ids(attempts))
     recent, done = noted.recent(attempts), directory.done.exists()
     stages = stage_states(noted, queue, recent, done)
+    last = recent[-1] if recent and recent[-1].cause is None else None
+    progress = {} if last is None else read_progress(AttemptDir(directory.attempts / last.name))
+    silence = None if last is None else silence_of(last, progress.get("what"), lines, now)
     verdict = judge(
         Evidence(
             noted=noted,
@@ -106,9 +113,10 @@ def gather(directory: RunDir, now: float, look_at: Look = look) -> Status:
             hold=read_record(directory.hold) or ({"reason": "no reason given"} if directory.hold.exists() else {}),
             local_exit=read_record(directory.logs / "local.json") if noted.cluster == "local" else {},
             unfinished=unfinished(stages, noted),
+            silence=silence,
         )
     )
-    live = attempts[-1].name if attempts and attempts[-1].cause is None and verdict.state == "running" else None
+    live = last.name if last is not None and verdict.state == "running" else None
     return Status(
         noted=noted,
         verdict=verdict,
@@ -117,7 +125,8 @@ def gather(directory: RunDir, now: float, look_at: Look = look) -> Status:
         last=lines[-1] if lines else None,
         seconds_left=None if noted.num_rollout is None else remaining_s(lines, noted.num_rollout),
         evaluations=_evaluations(lines),
-        progress=None if live is None else read_progress(AttemptDir(directory.attempts / live)) or None,
+        progress=None if live is None else progress or None,
+        silence=None if live is None else silence,
         commit=newest_seen(noted.checkpoints),
         attempts=attempts,
         hours=gpu_hours(attempts, lines, dropped, {each.name: noted.gpus_of(each) for each in attempts}, live, now),

@@ -11,12 +11,14 @@ from r1hpc.plan.units import show_seconds
 from r1hpc.status.attempts import Attempt
 from r1hpc.status.hours import GpuHours
 from r1hpc.status.report import Status
+from r1hpc.status.verdict import Verdict
 
 _LABEL = 11
 _WIDTHS = (80, 120)
 _SHOWN = 10
 """Attempts that have a row of their own; --json has all."""
-
+_FRESH_S = 300.0
+"""What is older than this is not shown as if it were so now."""
 
 _COMPLETE = ("complete", "not needed")
 
@@ -29,15 +31,24 @@ def render(status: Status, columns: int) -> str:
         [("run", f"{status.noted.run_id} in {status.noted.directory.root}")],
         [
             ("state", f"{status.verdict.state}{certain}: {status.verdict.why}"),
-            ("to do", status.verdict.todo),
+            *_todo(status.verdict),
         ],
         _stages(status),
         [*_numbers(status)],
         _attempts(status),
         [*_ends(status)],
     ]
-    shown = ["\n".join(_wrap(rows, width)) for rows in paragraphs if rows]
+    shown = ["\n".join(_wrap(rows, width, status.verdict.commands)) for rows in paragraphs if rows]
     return "\n\n".join(shown)
+
+
+def _todo(verdict: Verdict) -> list[tuple[str, str]]:
+    """Each command has a row of its own: it is to be copied."""
+    rows, rest = [], verdict.todo
+    for command in verdict.commands:
+        words, _, rest = rest.partition(command)
+        rows += [words.strip(" ,;"), command]
+    return _labelled("to do", [row for row in (*rows, rest.strip(" ,;")) if row])
 
 
 def _stages(status: Status) -> list[tuple[str, str]]:
@@ -73,7 +84,12 @@ def _progress(status: Status) -> str:
     where = "" if iteration is None else f" of iteration {iteration}"
     since = show_seconds(max(status.now - progress.get("since", status.now), 0.0))
     detail = f": {progress['detail']}" if progress.get("detail") else ""
-    return f"{progress.get('what', 'unknown')}{where}, for {since}{detail}"
+    return f"{progress.get('what', 'unknown')}{where}, for {since}{detail}{_last_sign(status)}"
+
+
+def _last_sign(status: Status) -> str:
+    silent = 0.0 if status.silence is None else status.silence.seconds
+    return f" (last sign {show_seconds(silent)} ago)" if silent > _FRESH_S else ""
 
 
 def _commit(status: Status) -> str:
@@ -163,8 +179,12 @@ def _labelled(label: str, rows: Sequence[str]) -> list[tuple[str, str]]:
     return [(label if number == 0 else "", row) for number, row in enumerate(rows)]
 
 
-def _wrap(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
+def _wrap(rows: Sequence[tuple[str, str]], width: int, whole: Sequence[str]) -> Iterator[str]:
+    """whole: texts that stay on one line, however long."""
     for label, text in rows:
+        if text in whole:
+            yield f"{label:<{_LABEL}}{text}"
+            continue
         # Columns of a table are kept: only what is too long is broken, at its words, never within a path.
         yield from textwrap.wrap(
             text,

@@ -34,7 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sweep", action="append", default=[], metavar="KEY=V,V", help="an array of train jobs")
     arguments = parser.parse_args(argv)
     try:
-        submit(Options(**vars(arguments)), say=lambda line: print(line, flush=True))
+        # A script reads the directory that was prepared from standard output, and its log shows the rest.
+        told = sys.stderr if arguments.prepare else sys.stdout
+        submit(
+            Options(**vars(arguments)),
+            say=lambda line: print(line, file=told, flush=True),
+            answer=lambda line: print(line, flush=True),
+        )
     except R1hpcError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from r1hpc.checkpoint.commits.belonging import refuse_other_runs
 from r1hpc.config import Config
@@ -12,6 +11,7 @@ from r1hpc.config.import_paths import check_import_paths
 from r1hpc.errors import ConfigError
 from r1hpc.submit.order import Order, Say
 from r1hpc.submit.prepare import read_json, run_directory
+from r1hpc.submit.stages import commits_of
 
 _SHELL_CHARACTERS = frozenset(" \t'\"`$~*?;&|<>()\\=")
 
@@ -41,9 +41,7 @@ def _look_up_own_code(order: Order, say: Say) -> None:
 
 def _refuse_other_runs(config: Config) -> None:
     """As the driver does once more before it sweeps anything there."""
-    directory = run_directory(config)
-    save = directory.checkpoints if config.ckpt.save is None else Path(config.ckpt.save)
-    refuse_other_runs(save, read_json(directory.run).get("run_id"))
+    refuse_other_runs(commits_of(config), read_json(run_directory(config).run).get("run_id"))
 
 
 def _interpreter(config: Config) -> list[str]:

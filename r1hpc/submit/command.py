@@ -11,7 +11,7 @@ from r1hpc.submit import checks, dry_run, local
 from r1hpc.submit.certain_failures import certain_failures
 from r1hpc.submit.follow import follow
 from r1hpc.submit.live import claimed
-from r1hpc.submit.order import Options, Order, Say, take_order
+from r1hpc.submit.order import ALL_COMPLETE, Options, Order, Say, take_order
 from r1hpc.submit.parameters import python
 from r1hpc.submit.pipeline import SubmittedJob, record
 from r1hpc.submit.prepare import prepare
@@ -19,34 +19,40 @@ from r1hpc.submit.stages import TRAIN
 from r1hpc.submit.to_slurm import submit_to_slurm
 
 
-def submit(options: Options, say: Say) -> None:
-    """Carry the command out. Raises R1hpcError with everything that is wrong."""
+def submit(options: Options, say: Say, answer: Say | None = None) -> None:
+    """Carry the command out. Raises R1hpcError with everything that is wrong.
+
+    answer: told the run directory by --prepare, which scripts read, and nothing else; as `say` where it is not given.
+    """
     order = take_order(options, say)
     if options.dry_run:
         dry_run.show(order, say)
     elif options.prepare:
-        _prepare_only(order, say)
+        _prepare_only(order, say, answer or say)
     elif not order.stages:
-        say("every stage is complete: nothing to submit")
+        say(ALL_COMPLETE)
     else:
         _queue(order, say)
 
 
-def _prepare_only(order: Order, say: Say) -> None:
+def _prepare_only(order: Order, say: Say, answer: Say) -> None:
     restart = "requeue" if order.config.slurm.restart == "auto" else order.config.slurm.restart
     own_job = order.options.own_job
     with claimed([order.directory], SlurmClient(), own_job):
-        prepare(
+        prepared = prepare(
             order.config,
             order.plan,
             restart,
             again=order.options.again,
             signal_lead_s=order.options.signal_lead,
+            command=order.options.command,
         )
         if own_job is not None:
             # Nothing else names a job that was started by hand before it marks itself.
             record(order.directory, [SubmittedJob(TRAIN.name, own_job, 1, time.time())])
-    say(str(order.directory.root))
+    for text in prepared.notices:
+        say(f"note: {text}")
+    answer(str(order.directory.root))
 
 
 def _queue(order: Order, say: Say) -> None:
@@ -56,7 +62,7 @@ def _queue(order: Order, say: Say) -> None:
     if problems:
         raise SubmitError("\n".join(problems))
     client = SlurmClient()
-    if _use_slurm(order.options.cluster, client, say):
+    if _use_slurm(order, client, say):
         _on_slurm(order, client, say)
     else:
         _on_this_host(order, client, say)
@@ -80,7 +86,7 @@ def _on_this_host(order: Order, client: SlurmClient, say: Say) -> None:
         raise SubmitError("--sweep needs Slurm: without it there is one host for one run at a time")
     directory = order.directory
     with claimed([directory], client):
-        prepared = prepare(order.config, order.plan, "requeue")
+        prepared = prepare(order.config, order.plan, "requeue", command=order.options.command)
         for text in prepared.notices:
             say(f"note: {text}")
         log = local.log_of(directory)
@@ -93,20 +99,31 @@ def _on_this_host(order: Order, client: SlurmClient, say: Say) -> None:
         say("all stages completed")
 
 
-def _use_slurm(cluster: str, client: SlurmClient, say: Say) -> bool:
-    """Whether to submit to Slurm. Raises ClusterError when it was asked for and is not there or does not answer."""
+def _use_slurm(order: Order, client: SlurmClient, say: Say) -> bool:
+    """Whether to submit to Slurm. Raises ClusterError where it was asked for, or is needed, and cannot be had."""
+    cluster, hosts = order.options.cluster, order.config.hosts
     if cluster == "local":
         return False
+    missing = _why_no_slurm(client)
+    if missing is None:
+        return True
+    fixes = "load the site's Slurm (module load slurm), or, to run on this very host, use --cluster local"
+    if cluster == "slurm":
+        raise ClusterError(f"--cluster slurm: {missing}; {fixes}")
+    if hosts.device == "cuda" and hosts.num_nodes > 1:
+        raise ClusterError(
+            f"{missing}, and this run asks for {hosts.num_nodes} hosts of {hosts.gpus_per_node} GPUs "
+            f"(hosts.num_nodes, hosts.device = cuda): {fixes}"
+        )
+    say(f"note: no Slurm here ({missing}): running on this host")
+    return False
+
+
+def _why_no_slurm(client: SlurmClient) -> str | None:
     if not client.present():
-        if cluster == "slurm":
-            raise ClusterError("--cluster slurm: sbatch is not on PATH; load the site's module or use --cluster local")
-        say("note: no Slurm here (sbatch is not on PATH): running on this host")
-        return False
+        return "sbatch is not on PATH"
     try:
         client.config()
     except ClusterError as error:
-        if cluster == "slurm":
-            raise ClusterError(f"--cluster slurm: Slurm is installed but does not answer: {error}") from error
-        say(f"note: Slurm does not answer, running on this host ({error})")
-        return False
-    return True
+        return f"Slurm is installed but does not answer: {error}"
+    return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from r1hpc.plan import render_plan
-from r1hpc.submit import checks, site_notices
+from r1hpc.submit import changes, checks, site_notices
 from r1hpc.submit.certain_failures import certain_failures
-from r1hpc.submit.order import Order, Say
+from r1hpc.submit.order import ALL_COMPLETE, Order, Say
 from r1hpc.submit.requests import StageJob, Submission
 from r1hpc.submit.stages import Stage
 
@@ -34,7 +34,9 @@ def show(order: Order, say: Say) -> None:
         say(f"note: {problem}")
     for notice in site_notices.plain_notices(config, directory):
         say(f"note: {notice}")
-    say("dry run: nothing was submitted")
+    for notice in changes.changed(config, directory):
+        say(f"note: {notice}")
+    say("dry run: nothing was submitted" if order.stages else ALL_COMPLETE)
 
 
 def _job(order: Order, submission: Submission, stage: Stage) -> StageJob:

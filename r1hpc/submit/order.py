@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r1hpc.cluster.hostfile import read_hostfile, require
@@ -17,6 +17,10 @@ from r1hpc.submit.stages import BY_NAME, PIPELINE, TRAIN, TRIALS, Stage, foreign
 from r1hpc.submit.sweep import combinations, element_name
 
 Say = Callable[[str], None]
+
+ALL_COMPLETE = (
+    "every stage is complete: nothing to submit; to go on raise rollout.num_rollout, to start another set run.name"
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,14 @@ class Options:
     cluster: str = "auto"
     sweep: Sequence[str] = ()
 
+    @property
+    def command(self) -> list[str]:
+        """Arguments that go on with the run: these, without what was meant for one submit alone (stages, waiting)."""
+        named = [("--site", self.site)] if self.site is not None else []
+        named += [("--cluster", self.cluster)] if self.cluster != "auto" else []
+        named += [("--set", override) for override in self.overrides] + [("--sweep", sweep) for sweep in self.sweep]
+        return [self.config, *(word for option in named for word in option)]
+
 
 @dataclass(frozen=True)
 class Element:
@@ -45,6 +57,8 @@ class Element:
     overrides: Sequence[str]
     config: Config
     plan: Plan
+    command: Sequence[str]
+    """Arguments that submit it by itself."""
 
     @property
     def directory(self) -> RunDir:
@@ -91,8 +105,9 @@ def _elements(base: Config, options: Options) -> list[Element]:
     elements = []
     for overrides in combinations(options.sweep):
         own = [f"run.name={element_name(base.run.name, overrides)}", "ckpt.load=null", "ckpt.save=null"]
-        loaded = load_config(Path(options.config), site=options.site, overrides=[*options.overrides, *overrides, *own])
-        elements.append(Element(overrides, loaded.config, plan_for(loaded)))
+        alone = replace(options, overrides=[*options.overrides, *overrides, *own], sweep=())
+        loaded = load_config(Path(options.config), site=options.site, overrides=alone.overrides)
+        elements.append(Element(overrides, loaded.config, plan_for(loaded), alone.command))
     names = [element.config.run.name for element in elements]
     if len(set(names)) < len(names):
         raise SubmitError(f"--sweep: two elements would share a run directory: {', '.join(sorted(names))}")
@@ -107,9 +122,14 @@ def _stages(config: Config, options: Options, say: Say) -> list[Stage]:
         stages = []
         for stage in PIPELINE:
             if stage.is_complete(config):
-                say(f"stage {stage.name}: complete ({stage.output(config)}), left out")
+                output = stage.output(config)
+                say(
+                    f"stage {stage.name}: "
+                    + ("not needed" if output is None else f"complete ({output})")
+                    + ", left out"
+                )
                 if source := foreign_source(stage, config):
-                    say(f"note: {stage.output(config)} was made from {source}, which this configuration does not name")
+                    say(f"note: {output} was made from {source}, which this configuration does not name")
             else:
                 stages.append(stage)
     if options.sweep and (not stages or stages[-1] not in (*TRIALS, TRAIN)):

@@ -21,6 +21,7 @@ from r1hpc.errors import SubmitError
 from r1hpc.plan import Plan, plan_to_json, render_plan
 from r1hpc.publish import publish_json, publish_text
 from r1hpc.rundir import RunDir
+from r1hpc.submit.changes import changed
 from r1hpc.submit.stages import done_iterations
 
 _PATTERN_CHARACTERS = "%\\"
@@ -70,6 +71,7 @@ def prepare(
     pinned: Sequence[str] = (),
     sweep_of: str | None = None,
     signal_lead_s: int | None = None,
+    command: Sequence[str] = (),
 ) -> PreparedRun:
     """Write config.yaml, plan.json, plan.txt and run.json; an existing run keeps its id. Nothing of it may be live.
 
@@ -77,6 +79,7 @@ def prepare(
     again: for the restart of a job, not a new submit: attempts that failed before still count against the budgets.
     signal_lead_s: what the job's own --signal says, where it was not made from the plan.
     sweep_of: id of the run whose sweep this is an element of: the array carries that run's id.
+    command: arguments of r1hpc.submit that go on with it, as a person gave them, for r1hpc.status to print.
     Raises SubmitError when the directory cannot be written.
     """
     directory = run_directory(config)
@@ -84,10 +87,14 @@ def prepare(
         _make(folder)
     known = read_json(directory.run)
     digest = config_hash(config)
-    notices: tuple[str, ...] = ()
+    notices = changed(config, directory)
     if known and known["config_hash"] != digest:
         kept = _keep(directory, known["config_hash"])
-        notices = (f"the science of this run has changed since its last submit; the old configuration is {kept}",)
+        notices = (
+            *notices,
+            "the science of this run has changed since its last submit, and its next attempt goes on with the new "
+            f"one; the old configuration is {kept}",
+        )
     if not again and (cut_off := unfinished(str(directory.root))) is not None:
         notices = (*notices, f"{cut_off}; this submit goes on from the run's last commit")
     run_id = known.get("run_id") or f"{config.run.name}-{secrets.token_hex(3)}"
@@ -105,6 +112,8 @@ def prepare(
         "pinned": list(pinned) or (known.get("pinned", []) if again else []),
         "num_nodes": config.hosts.num_nodes,
         "sweep_of": sweep_of,
+        "command": list(command),
+        "cwd": os.getcwd(),  # paths of the command, and of its configuration, may be relative to it
     }
     publish_text(directory.config, dump_config(config))
     publish_json(directory.plan, plan_to_json(plan))
@@ -123,12 +132,14 @@ def prepare(
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of the run directory, {} when the file is not there. Raises SubmitError when it is none."""
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return value
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise SubmitError(f"{path}: not readable as JSON ({error}); move the directory away or mend the file") from None
+    if not isinstance(value, dict):
+        raise SubmitError(f"{path}: is no JSON object; move the directory away or mend the file")
+    return value
 
 
 def _keep(directory: RunDir, digest: str) -> Path:

@@ -25,7 +25,7 @@ class Stage:
     is_complete: Callable[[Config], bool]
     """Whether its output is already there, judged by what the stage publishes last."""
     output: Callable[[Config], str | None]
-    """Where the output goes, for people."""
+    """Where the output goes, for people; null where the configuration asks for none."""
     until: str = "end"
     """Of the train job: how far its attempts go."""
 
@@ -75,8 +75,17 @@ def done_iterations(directory: RunDir) -> int | None:
 
 def _train_is_complete(config: Config) -> bool:
     """The loop has done as many iterations as are asked for now; asked for more, the run goes on."""
-    done = done_iterations(RunDir(Path(config.run.root) / config.run.name))
+    done = done_iterations(_run(config))
     return done is not None and done >= config.rollout.num_rollout
+
+
+def commits_of(config: Config) -> Path:
+    """Where the run commits to."""
+    return _run(config).checkpoints if config.ckpt.save is None else Path(config.ckpt.save)
+
+
+def _run(config: Config) -> RunDir:
+    return RunDir(Path(config.run.root) / config.run.name)
 
 
 def foreign_source(stage: Stage, config: Config) -> str | None:
@@ -113,7 +122,7 @@ CAST = Stage("cast", "jobs.cast:CastTask", _cast_is_complete, lambda config: con
 CONVERT = Stage("convert", "jobs.convert:ConvertTask", _convert_is_complete, lambda config: config.ckpt.ref_load)
 PREFLIGHT = Stage("preflight", "jobs.train:NodeAgent", lambda config: False, lambda config: None, "bring-up")
 CANARY = Stage("canary", "jobs.train:NodeAgent", lambda config: False, lambda config: None, "canary")
-TRAIN = Stage("train", "jobs.train:NodeAgent", _train_is_complete, lambda config: config.ckpt.save)
+TRAIN = Stage("train", "jobs.train:NodeAgent", _train_is_complete, lambda config: str(commits_of(config)))
 
 PIPELINE = (CAST, CONVERT, TRAIN)
 """What `submit` runs when no stage is named."""

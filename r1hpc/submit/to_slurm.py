@@ -31,7 +31,7 @@ def submit_to_slurm(order: Order, client: SlurmClient, say: Say) -> list[Submitt
         say(f"note: {text}")
     for text in site_notices.plain_notices(config, directory):
         say(f"note: {text}")
-    prepared = prepare(config, order.plan, restart, pinned=hosts)
+    prepared = prepare(config, order.plan, restart, pinned=hosts, command=order.options.command)
     for text in prepared.notices:
         say(f"note: {text}")
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
@@ -60,8 +60,17 @@ def _refuse_large_arrays(order: Order, client: SlurmClient) -> None:
 def _sweep(order: Order, submission: Submission, hosts: Sequence[str], say: Say) -> StageJob:
     """Prepare the run directory of each element, and the array over them."""
     for number, element in enumerate(order.elements):
-        prepare(element.config, element.plan, submission.restart, pinned=hosts, sweep_of=submission.run_id)
+        prepared = prepare(
+            element.config,
+            element.plan,
+            submission.restart,
+            pinned=hosts,
+            sweep_of=submission.run_id,
+            command=element.command,
+        )
         say(f"sweep {number}: {' '.join(element.overrides)} -> {element.directory.root}")
+        for text in prepared.notices:
+            say(f"note: sweep {number}: {text}")
     directories = [element.directory for element in order.elements]
     index = submission.directory.sweep_index
     publish_text(index, "".join(f"{directory.root}\n" for directory in directories))

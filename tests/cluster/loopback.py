@@ -47,7 +47,9 @@ def make_run(root: Path, *overrides: str) -> RunDir:
     settings = [f"run.root={root.parent}", f"hosts.port_base={port_base()}", "hosts.port_span=200", *overrides]
     config = load_config(HOME / "tests" / "pipeline.yaml", overrides=settings).config
     run.config.write_text(dump_config(config), encoding="utf-8")
-    run.run.write_text(json.dumps({"run_id": f"test-{root.name}-{os.getpid()}-{time.time_ns()}"}), encoding="utf-8")
+    run.run.write_text(
+        json.dumps({"run_id": f"test-{root.name}-{os.getpid()}-{time.time_ns()}", "config_hash": "a"}), encoding="utf-8"
+    )
     return run
 
 

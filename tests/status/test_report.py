@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 from r1hpc.metrics.build import eval_numbers
 from r1hpc.metrics.metrics import Metrics
 from r1hpc.metrics.progress import say_progress
+from r1hpc.rundir import RunDir
 from r1hpc.status.__main__ import main
-from r1hpc.status.report import Status
+from r1hpc.status.noted import NoRun
+from r1hpc.status.report import Status, gather
 from r1hpc.status.text import render
 from tests.metrics.reports import eval_result
 from tests.status.runs import BEGAN, ROOT, WrittenRun, no_slurm, slurm
@@ -76,13 +79,15 @@ def test_requeued_thrice_as_text(written: WrittenRun) -> None:
     status = written.status(11700, slurm(("42", "RUNNING")))
     text = re.sub(r"[A-Z][a-z]{2} \d\d \d\d:\d\d", "DAY", render(status, 100))
     assert text.split("\n\n")[1:] == [
-        "state      running: train 42: RUNNING on node[01-02]\nto do      nothing: wait",
+        "state      running: train 42: RUNNING on node[01-02]\n"
+        "to do      nothing: wait; to stop:\n"
+        "           scancel 42",
         "stages     cast       not submitted\n"
         "           convert    not submitted\n"
         "           train      running        42: RUNNING on node[01-02]",
         # (900 + 900 + 1080) / 3 = 960 s for the one that is left
         "iterations 3 of 4 done, 16 min left if nothing interrupts\n"
-        "now        update of iteration 3, for 11.7 min\n"
+        "now        update of iteration 3, for 11.7 min (last sign 11.7 min ago)\n"
         "reward     0.625 of what is trained on, 0.312 of all that were graded (iteration 2)\n"
         "commit     iteration 1, 80 min ago: checkpoints/iter_0000001",
         "attempts   42-r0  DAY     60 min  it. 0-1       preempted: the job was asked to stop\n"
@@ -125,7 +130,7 @@ def test_json_has_the_documented_keys(written: WrittenRun) -> None:
     assert (value["reward"], value["reward_finished"], value["seconds_left"]) == (0.625, 0.3125, 960)
     assert value["commit"]["iteration"] == 1
     assert [attempt["cause"] for attempt in value["attempts"]] == ["preempted", "preempted", "abandoned", None]
-    assert value["progress"]["what"] == "update"
+    assert (value["progress"]["what"], value["silent_s"]) == ("update", 700)
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     keys = {*value, *value["stages"][0], *value["attempts"][0], *value["commit"], *value["gpu_hours"]}
     assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
@@ -181,6 +186,46 @@ def test_exit_codes(written: WrittenRun, tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'nothing'} is no run directory")
     written.run.hold.touch()
     assert main([str(written.run.root), "--watch"]) == 1
+
+
+def test_a_file_is_told_with_the_run_that_it_configures(written: WrittenRun, tmp_path: Path) -> None:
+    with pytest.raises(NoRun, match=f"config.yaml is a file, .* is {written.run.root}$"):
+        gather(RunDir(written.run.config), BEGAN, no_slurm)
+    other = tmp_path / "notes.txt"
+    other.write_text("no: [configuration", encoding="utf-8")
+    with pytest.raises(NoRun, match=r"notes.txt is a file, and a run is a directory: give run\.root/run\.name"):
+        gather(RunDir(other), BEGAN, no_slurm)
+
+
+@pytest.mark.parametrize(
+    "jobs", ["[1]", "null", '{"jobs": 7}', '{"jobs": [1, {"stage": "train"}]}', '{"cluster": "local", "stages": 7}']
+)
+def test_jobs_of_a_wrong_form_are_passed_over(written: WrittenRun, jobs: str) -> None:
+    written.run.jobs.write_text(jobs, encoding="utf-8")
+    assert written.status(60, no_slurm).noted.jobs == ()
+    run = json.loads(written.run.run.read_text(encoding="utf-8"))
+    written.run.run.write_text(json.dumps(run | {"sweep_of": "base-bbbbbb"}), encoding="utf-8")
+    base = RunDir(written.run.root.parent / "base")
+    base.root.mkdir()
+    base.run.write_text('{"run_id": "base-bbbbbb"}', encoding="utf-8")
+    base.sweep_index.write_text(f"{written.run.root}\n", encoding="utf-8")
+    base.jobs.write_text(jobs, encoding="utf-8")
+    written.run.jobs.unlink()
+    assert written.status(60, no_slurm).noted.jobs == ()
+
+
+def test_a_command_has_a_line_of_its_own_however_long(written: WrittenRun) -> None:
+    override = "rollout.custom_rm_path=" + "a long word " * 12
+    run = json.loads(written.run.run.read_text(encoding="utf-8"))
+    run |= {"command": ["r1.yaml", "--set", override], "cwd": os.getcwd()}
+    written.run.run.write_text(json.dumps(run), encoding="utf-8")
+    written.submitted(("train", "42"))
+    status = written.status(60, slurm(("42", "PENDING", "DependencyNeverSatisfied")))
+    assert _paragraphs(status)[1].splitlines()[-3:] == [
+        "to do      scancel 42",
+        "           mend it, then",
+        f"           python -m r1hpc.submit r1.yaml --set '{override}'",
+    ]
 
 
 def test_a_login_node_without_slurm_runs_it_and_loads_nothing_heavy(written: WrittenRun, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from r1hpc.rundir import RunDir
 from r1hpc.status.noted import NoRun
 from r1hpc.status.queue import Queue, ask, grouped
 from r1hpc.status.report import gather, look
+from r1hpc.status.verdict import Verdict
 from tests.status.runs import BEGAN, WrittenRun, no_slurm, slurm, slurm_array
 
 ALL = (("cast", "40"), ("convert", "41"), ("train", "42"))
@@ -73,6 +74,87 @@ def test_running(written: WrittenRun) -> None:
     status = written.status(20, slurm(("42", "RUNNING")))
     assert (status.verdict.state, status.verdict.certain) == ("running", True)
     assert [stage.state for stage in status.stages] == ["complete", "complete", "running"]
+
+
+def _silent(written: WrittenRun, seconds: float, *, iterations: int = 0) -> Verdict:
+    """Of a run whose driver said at second 1000 that it updates, so many seconds later; iterations of 900 s."""
+    written.submitted(("train", "42"))
+    attempt = written.attempt("42-r0", 0)
+    for number in range(iterations):
+        written.iteration(number, attempt, 1000, 900)
+    progress = {"what": "update", "iteration": iterations, "since": BEGAN + 1000, "now": BEGAN + 1000}
+    attempt.progress.write_text(json.dumps(progress), encoding="utf-8")
+    return written.status(1000 + seconds, slurm(("42", "RUNNING"))).verdict
+
+
+@pytest.mark.parametrize(("iterations", "bound"), [(0, 3600), (2, 2700)])
+def test_a_driver_that_is_silent_for_too_long_has_to_be_looked_at(
+    written: WrittenRun, iterations: int, bound: int
+) -> None:
+    verdict = _silent(written, bound - 1, iterations=iterations)
+    assert (verdict.state, verdict.todo) == ("running", "nothing: wait; to stop: scancel 42")
+    verdict = written.status(1000 + bound + 1, slurm(("42", "RUNNING"))).verdict
+    log = written.run.attempts / "42-r0" / "logs" / "node01-driver.log"
+    assert (verdict.state, verdict.todo) == ("running", f"look at {log}; to stop: scancel 42")
+    assert verdict.commands == ("scancel 42",)
+    assert verdict.why.endswith(f"; no sign of attempt 42-r0 for {bound // 60} min")
+
+
+def test_iterations_of_a_minute_may_be_silent_for_half_an_hour_and_loading_for_one(written: WrittenRun) -> None:
+    attempt = written.attempt("42-r0", 0)
+    written.submitted(("train", "42"))
+    written.iteration(0, attempt, 1000, 60)
+    for what, bound in (("update", 1800), ("loading", 3600)):
+        attempt.progress.write_text(json.dumps({"what": what, "now": BEGAN + 1000}), encoding="utf-8")
+        assert written.status(999 + bound, slurm(("42", "RUNNING"))).verdict.todo.startswith("nothing")
+        assert written.status(1001 + bound, slurm(("42", "RUNNING"))).verdict.todo.startswith("look at ")
+
+
+def test_what_the_canary_says_is_a_sign(written: WrittenRun) -> None:
+    _silent(written, 0)
+    canary = written.run.attempt("42", 0).canary
+    canary.root.mkdir()
+    canary.progress.write_text(json.dumps({"what": "sampling", "now": BEGAN + 4000}), encoding="utf-8")
+    status = written.status(5000, slurm(("42", "RUNNING")))
+    assert status.silence is not None
+    assert status.silence.seconds == 1000
+
+
+def test_silence_of_an_attempt_whose_job_is_not_the_one_that_runs_is_no_matter(written: WrittenRun) -> None:
+    written.submitted(("cast", "40"), ("train", "42"))
+    written.attempt("42-r0", 0)
+    verdict = written.status(9999, slurm(("40", "RUNNING"), ("42", "PENDING", "Dependency"))).verdict
+    assert verdict.todo == "nothing: wait; to stop: scancel 40 42"
+
+
+def test_what_stops_a_chain_names_the_jobs_that_would_follow_and_no_ended_one(written: WrittenRun) -> None:
+    written.submitted(("train", "42"), ("train", "43"), ("train", "44"))
+    written.end(written.attempt("42-r0", 10), 50, "preempted", "requeue")
+    written.attempt("43-r0", 60)
+    seen = slurm(("42", "CANCELLED"), ("43", "RUNNING"), ("44", "PENDING", "Dependency"))
+    for look_at in (seen, no_slurm):
+        assert written.status(70, look_at).verdict.commands == ("scancel 43 44",)
+
+
+def test_what_stops_a_run_on_this_host_is_its_pid_and_an_mpirun_has_no_such_command(written: WrittenRun) -> None:
+    record = {"cluster": "local", "host": socket.gethostname(), "pid": 1234, "stages": ["train"]}
+    written.run.jobs.write_text(json.dumps(record), encoding="utf-8")
+    verdict = written.status(60, lambda noted, ids: Queue(local_alive=True)).verdict
+    assert (verdict.state, verdict.todo) == ("running", "nothing: wait; to stop: kill 1234")
+    written.run.jobs.unlink()
+    written.attempt("mpirun-r0", 10)
+    verdict = written.status(60, no_slurm).verdict
+    assert (verdict.state, verdict.todo, verdict.commands) == ("running", "nothing: wait", ())
+
+
+def test_what_goes_on_is_the_command_that_was_given_in_its_own_directory(written: WrittenRun) -> None:
+    run = json.loads(written.run.run.read_text(encoding="utf-8"))
+    run |= {"command": ["configs/r1.yaml", "--site", "h100", "--set", "run.root=my runs"], "cwd": os.getcwd()}
+    written.run.run.write_text(json.dumps(run), encoding="utf-8")
+    command = "python -m r1hpc.submit configs/r1.yaml --site h100 --set 'run.root=my runs'"
+    assert written.status(5, slurm()).verdict.todo == command
+    written.run.run.write_text(json.dumps(run | {"cwd": "/the checkout"}), encoding="utf-8")
+    assert written.status(5, slurm()).verdict.commands == (f"cd '/the checkout' && {command}",)
 
 
 def test_requeued_and_waiting(written: WrittenRun) -> None:

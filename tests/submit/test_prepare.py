@@ -18,6 +18,9 @@ from r1hpc.config.dump import config_hash, dump_config
 from r1hpc.errors import SubmitError
 from r1hpc.plan import Plan
 from r1hpc.plan.plan_for import plan_for
+from r1hpc.submit.__main__ import main
+from r1hpc.submit.command import submit
+from r1hpc.submit.order import Options, take_order
 from r1hpc.submit.parameters import HOME
 from r1hpc.submit.prepare import prepare, run_directory
 from r1hpc.submit.stages import TRAIN
@@ -140,6 +143,81 @@ def test_a_submit_says_that_the_last_attempt_never_came_to_its_requeue(tmp_path:
     assert prepare(config, plan, "requeue").notices == ()
 
 
+def test_every_key_that_a_submit_changes_is_told_old_and_new(tmp_path: Path) -> None:
+    config, plan = _load(tmp_path)
+    assert prepare(config, plan, "requeue").notices == ()
+    changes = ("grpo.eps_clip=0.11", "slurm.time_limit=3:00:00", "optimizer.lr=2e-6")
+    changed, changed_plan = _load(tmp_path, *changes)
+    keys, science = prepare(changed, changed_plan, "requeue").notices
+    first, *lines = keys.splitlines()
+    assert first == "changed since the last submit of this run:"
+    assert sorted(lines) == [
+        f"  grpo.eps_clip: {config.grpo.eps_clip} -> 0.11",
+        f"  optimizer.lr: {config.optimizer.lr} -> 2e-06",
+        f"  slurm.time_limit: {config.slurm.time_limit} -> 180",
+    ]
+    assert science.startswith("the science of this run has changed")
+    assert prepare(changed, changed_plan, "requeue").notices == ()
+
+
+def test_a_killed_submit_is_not_what_the_next_one_is_compared_with(tmp_path: Path) -> None:
+    config, plan = _load(tmp_path, "grpo.eps_clip=0.10")
+    prepare(config, plan, "requeue")
+    assert _killed_at(5, *_load(tmp_path, "grpo.eps_clip=0.11"))  # run.json is not written
+    keys, _ = prepare(*_load(tmp_path, "grpo.eps_clip=0.12"), "requeue").notices
+    assert keys.splitlines()[1:] == ["  grpo.eps_clip: 0.1 -> 0.12"]
+
+
+def test_a_learning_rate_that_a_commit_overrules_is_told(tmp_path: Path) -> None:
+    config, plan = _load(tmp_path, "optimizer.lr=2e-6")
+    root = prepare(config, plan, "requeue").directory.checkpoints
+    for iteration, peak in ((3, 9e-6), (7, 1e-6), (8, 2e-6)):
+        commit = root / f"iter_{iteration:07d}"
+        commit.mkdir(parents=True)
+        schedule = {"step": 1, "peak": peak, "minimum": 0.0, "style": "constant", "warmup_steps": 0, "total_steps": 9}
+        (commit / "trainer.json").write_text(json.dumps({"schedule": schedule}), encoding="utf-8")
+        if iteration < 8:  # the last one was never committed
+            (commit / "COMMITTED.json").touch()
+    (notice,) = prepare(config, plan, "requeue").notices
+    assert notice.startswith("optimizer.lr stays 1e-06 as in the commit, not 2e-06: ")
+    assert f"ckpt.ref_load={root}/iter_0000007" in notice
+    other, other_plan = _load(tmp_path, "optimizer.lr=2e-6", "run.name=other", f"ckpt.load={root}")
+    assert prepare(other, other_plan, "requeue").notices == (notice,)
+    shutil.rmtree(root)
+    assert prepare(config, plan, "requeue").notices == ()
+
+
+def test_the_command_is_recorded_without_what_was_meant_for_one_submit_alone(tmp_path: Path) -> None:
+    settings = [f"run.root={tmp_path}", "grpo.eps_clip=0.11"]
+    options = Options(
+        str(HOME / "tests" / "pipeline.yaml"), overrides=settings, prepare=True, stages=["train"], cluster="local"
+    )
+    submit(options, lambda line: None)
+    command = [options.config, "--cluster", "local", "--set", settings[0], "--set", settings[1]]
+    assert (_run(tmp_path)["command"], _run(tmp_path)["cwd"]) == (command, os.getcwd())
+
+
+def test_preparing_answers_with_the_directory_alone_and_says_what_changes_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(HOME / "tests" / "pipeline.yaml"), "--prepare", "--set", f"run.root={tmp_path}", "--set"]
+    assert main([*command, "grpo.eps_clip=0.11"]) == 0
+    assert "changed" not in capsys.readouterr().err
+    assert main([*command, "grpo.eps_clip=0.12"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path}/rehearsal\n"
+    assert "note: changed since the last submit of this run:\n  grpo.eps_clip: 0.11 -> 0.12\n" in err
+
+
+def test_each_element_of_a_sweep_has_the_command_that_submits_it_alone(tmp_path: Path) -> None:
+    options = Options("configs/r1.yaml", overrides=[f"run.root={tmp_path}"], sweep=["optimizer.lr=1e-6,2e-6"])
+    order = take_order(options, lambda line: None)
+    assert order.options.command[-2:] == ["--sweep", "optimizer.lr=1e-6,2e-6"]
+    for element in order.elements:
+        again = load_config(element.command[0], overrides=element.command[2::2]).config
+        assert dump_config(again) == dump_config(element.config)
+
+
 def test_a_complete_run_is_left_out_until_more_iterations_are_asked_for(tmp_path: Path) -> None:
     config, plan = _load(tmp_path, "rollout.num_rollout=4")
     run = prepare(config, plan, "requeue").directory
@@ -153,3 +231,24 @@ def test_a_complete_run_is_left_out_until_more_iterations_are_asked_for(tmp_path
     notices = prepare(more, more_plan, "requeue").notices
     assert not run.done.exists()
     assert "the run was complete with 4 iterations; it goes on to num_rollout" in notices
+
+
+def test_a_dry_run_of_a_complete_run_ends_with_how_to_go_on(tmp_path: Path) -> None:
+    overrides = ["ckpt.bf16_checkpoint=null", f"run.root={tmp_path}"]
+    config, plan = _load(tmp_path, *overrides, f"ckpt.ref_load={tmp_path}/ref")
+    prepare(config, plan, "requeue").directory.done.write_text(json.dumps({"iterations": config.rollout.num_rollout}))
+    (tmp_path / "ref" / "release").mkdir(parents=True)
+    (tmp_path / "ref" / "release" / ".metadata").touch()
+    (tmp_path / "ref" / "latest_checkpointed_iteration.txt").write_text("release", encoding="utf-8")
+    options = Options(
+        str(HOME / "tests" / "pipeline.yaml"),
+        overrides=[*overrides, f"ckpt.ref_load={tmp_path}/ref"],
+        dry_run=True,
+    )
+    said: list[str] = []
+    submit(options, said.append)
+    assert "stage cast: not needed, left out" in said
+    assert f"stage train: complete ({tmp_path}/rehearsal/checkpoints), left out" in said
+    assert said[-1] == (
+        "every stage is complete: nothing to submit; to go on raise rollout.num_rollout, to start another set run.name"
+    )

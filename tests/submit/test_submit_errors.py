@@ -122,6 +122,23 @@ def test_no_slurm_where_it_was_asked_for(tmp_path: Path) -> None:
     assert "--cluster local" in text
 
 
+def test_gpus_of_many_hosts_are_not_looked_for_on_this_one_when_slurm_is_missing(tmp_path: Path) -> None:
+    gpus = ["configs/r1.yaml", "--stage", "preflight", "--set", f"run.root={tmp_path}/runs"]
+    text = _refused(*gpus, path=_without_slurm(tmp_path))
+    assert "sbatch is not on PATH, and this run asks for 16 hosts of 8 GPUs" in text
+    assert "load the site's Slurm" in text
+    assert "--cluster local" in text
+    for name in ("sbatch", "scontrol"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n", encoding="utf-8")
+        program.chmod(0o755)
+    text = _refused(*gpus, path=f"{tmp_path}/bin:/bin")
+    assert "Slurm is installed but does not answer" in text
+    assert "Unable to contact slurm controller, and this run asks for 16 hosts" in text
+    assert not (tmp_path / "runs").exists()
+
+
 def test_sweep_without_values_and_over_a_shared_section() -> None:
     assert "--sweep grpo.eps_clip: write KEY=VALUE,VALUE" in _refused(
         "configs/r1.yaml", "--dry-run", "--sweep", "grpo.eps_clip"

@@ -63,6 +63,7 @@ async def story(ranks: DrivenRanks) -> Told:
     versions: dict[str, list[list[str]]] = {}
     shelves: list[Mapping[str, Packed]] = []
     took: dict[str, float] = {}
+    inherited = open_files()  # a rank is forked from a process that has run other tests
 
     async def run(what: str, **wrong: object) -> None:
         """Publish to two engines, of which the second goes wrong."""
@@ -98,9 +99,14 @@ async def story(ranks: DrivenRanks) -> Told:
         stamped = list(shelf.versions)
         await ranks.ask("spoil", 0.5)
         after = await publish(ranks, [endpoint("good", shelf, 0)], 7, timeout_s=TIMEOUT_S)
+    left = sorted(open_files() - inherited)
+    return Told(reports, versions, shelves, took["hang"], failure, stamped, after, left)
+
+
+def open_files() -> set[str]:
+    """Shared memory of syncs; each has a name of its own."""
     links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-    files = [link for link in links if "r1hpc-sync" in link]
-    return Told(reports, versions, shelves, took["hang"], failure, stamped, after, files)
+    return {link for link in links if "r1hpc-sync" in link}
 
 
 def endpoint(name: str, server: ShelfServer, rank: int) -> EngineEndpoint:
