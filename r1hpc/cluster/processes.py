@@ -13,6 +13,8 @@ ATTEMPT = "R1HPC_ATTEMPT"
 """The attempt's directory."""
 NODE = "R1HPC_NODE"
 """RUN-ID/ATTEMPT/HOST of everything that a node agent started: hosts may share a machine."""
+_SHOWN = 80
+"""Characters of a command in a message."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,10 @@ class MarkedProcess:
     attempt: str | None
     node: str | None
     command: str
-    """As ps shows it, shortened."""
+    """As ps shows it."""
 
     def __str__(self) -> str:
-        return f"pid {self.pid} ({self.command}) of run {self.run_id}"
+        return f"pid {self.pid} ({self.command[:_SHOWN]}) of run {self.run_id}"
 
 
 def marked_processes() -> Iterator[MarkedProcess]:
@@ -110,4 +112,4 @@ def _command(pid: int) -> str:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ").split()
     except OSError:
         return "?"
-    return " ".join(words)[:80] or "?"
+    return " ".join(words) or "?"
