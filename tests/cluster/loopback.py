@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,34 @@ from r1hpc.rundir import AttemptDir, RunDir
 HOME = Path(__file__).resolve().parents[2]
 
 
-def port_base() -> int:
-    """The first of 1000 ports on none of which this machine listens or talks right now.
+BLOCKS = range(1800, 21000, 4800)
+"""Of ports, below those of private Slurms and the tests' engines: enough for each place where three hosts may begin."""
+_SPAN = 200
+_ENOUGH = 400
 
-    Below those of private Slurms and the tests' engines, which start beside these on other workers.
-    """
+
+@cache
+def _port_block() -> tuple[int, socket.socket]:
+    """A block that no other worker of these tests has; the claim goes with this process, however it ends."""
+    for first in BLOCKS:
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0r1hpc-tests-ports-{first}")
+        except OSError:
+            claim.close()
+        else:
+            return first, claim
+    raise AssertionError(f"{len(BLOCKS)} processes have one block of ports each: run fewer workers")
+
+
+def port_base() -> int:
+    """The first of 400 ports on none of which this machine listens or talks right now, nor will another worker."""
+    first, _ = _port_block()
     used = {int(line.split()[1].rpartition(":")[2], 16) for line in _connections()}
-    start = os.getpid() % 9
-    for index in range(9):
-        base = 12000 + (start + index) % 9 * 1000
-        if used.isdisjoint(range(base, base + 1000)):
+    for base in range(first, first + BLOCKS.step, _ENOUGH):
+        if used.isdisjoint(range(base, base + _ENOUGH)):
             return base
-    raise AssertionError("no band of 1000 free ports between 12000 and 21000")
+    raise AssertionError(f"no {_ENOUGH} free ports between {first} and {first + BLOCKS.step}")
 
 
 def _connections() -> list[str]:
@@ -44,8 +62,8 @@ def make_run(root: Path, *overrides: str) -> RunDir:
     """A run directory of tests/pipeline.yaml, as far as preflight and agents read one."""
     run = RunDir(root)
     run.attempts.mkdir(parents=True)
-    settings = [f"run.root={root.parent}", f"hosts.port_base={port_base()}", "hosts.port_span=200", *overrides]
-    config = load_config(HOME / "tests" / "pipeline.yaml", overrides=settings).config
+    settings = [f"run.root={root.parent}", f"hosts.port_base={_port_block()[0]}", f"hosts.port_span={_SPAN}"]
+    config = load_config(HOME / "tests" / "pipeline.yaml", overrides=[*settings, *overrides]).config
     run.config.write_text(dump_config(config), encoding="utf-8")
     run.run.write_text(
         json.dumps({"run_id": f"test-{root.name}-{os.getpid()}-{time.time_ns()}", "config_hash": "a"}), encoding="utf-8"
