@@ -7,6 +7,7 @@ weight or its scales must not hold is an error that names the tensor and the pla
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +16,17 @@ from r1hpc.checkpoint.fp8_checks import check_codes, check_dtype, check_finite, 
 from r1hpc.checkpoint.fp8_cpu import TileDecoder, encode
 from r1hpc.checkpoint.fp8_format import AMAX_FLOOR, BLOCK, E4M3_MAX, scale_shape
 
-__all__ = ["AMAX_FLOOR", "BLOCK", "E4M3_MAX", "Dequantizer", "dequantize", "quantize", "scale_shape"]
+__all__ = [
+    "AMAX_FLOOR",
+    "BLOCK",
+    "E4M3_MAX",
+    "Dequantizer",
+    "check_quantized",
+    "dequantize",
+    "quantize",
+    "quantize_into",
+    "scale_shape",
+]
 
 
 def quantize(weight: Tensor, *, name: str = "weight", first_row: int = 0) -> tuple[Tensor, Tensor]:
@@ -29,16 +40,32 @@ def quantize(weight: Tensor, *, name: str = "weight", first_row: int = 0) -> tup
     check_dtype(weight, (torch.bfloat16, torch.float32), f"{name}: weight", dims=(2, 3))
     codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
     scales = torch.empty(*weight.shape[:-2], *scale_shape(weight.shape[-2:]), device=weight.device)
-    if weight.is_cuda:
-        from r1hpc.checkpoint import fp8_triton
-
-        fp8_triton.encode(_matrices(weight), _matrices(codes), _matrices(scales))
-    else:
-        for matrix in zip(_matrices(weight), _matrices(codes), _matrices(scales), strict=True):
-            encode(*matrix)
+    quantize_into(_matrices(weight), _matrices(codes), _matrices(scales))
     if not math.isfinite(scales.amax()):
         check_finite(weight, name, first_row)
     return codes, scales
+
+
+def quantize_into(weights: Tensor, codes: Tensor, scales: Tensor) -> None:
+    """Write the codes [E, M, N] and scales of weights [E, M, N], as `quantize` makes them; one launch on a GPU.
+
+    Matrices of codes and of scales are contiguous, but may lie at any distance from each other. Does not wait for a GPU,
+    and so raises nothing: the scale of a block that is not finite is not finite (`check_quantized`).
+    """
+    if weights.is_cuda:
+        from r1hpc.checkpoint import fp8_triton
+
+        fp8_triton.encode(weights, codes, scales)
+    else:
+        for matrix in zip(weights, codes, scales, strict=True):
+            encode(*matrix)
+
+
+def check_quantized(names: Sequence[str], weights: Tensor, scales: Tensor) -> None:
+    """Raise CheckpointError for the first of the weights [E, M, N] that is not finite; `scales` are theirs."""
+    if not math.isfinite(scales.amax()):
+        for name, weight in zip(names, weights, strict=True):
+            check_finite(weight, name, 0)
 
 
 def dequantize(weight: Tensor, scale_inv: Tensor, *, name: str = "weight", out: Tensor | None = None) -> Tensor:

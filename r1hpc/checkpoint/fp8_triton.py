@@ -20,9 +20,11 @@ _DECODE_WARPS = 8
 def encode(weight: Tensor, codes: Tensor, scales: Tensor) -> None:
     """Write the codes [E, M, N] and scales [E, ceil(M/128), ceil(N/128)] of a bf16 or float32 weight [E, M, N].
 
-    codes and scales are contiguous, the weight need not be. The scale of a block that holds NaN or an infinity is NaN.
+    Each matrix of codes and of scales is contiguous, a weight need not be; matrices may lie at any distance. The scale of
+    a block that holds NaN or an infinity is NaN.
     """
     num_matrices, row_blocks, column_blocks = scales.shape
+    assert codes[0].is_contiguous() and scales[0].is_contiguous(), f"strides {codes.stride()}, {scales.stride()}"
     _check_strides(weight, codes)
     with torch.cuda.device_of(weight):
         _encode_block[(column_blocks, row_blocks, num_matrices)](
@@ -31,6 +33,8 @@ def encode(weight: Tensor, codes: Tensor, scales: Tensor) -> None:
             scales,
             *weight.shape[1:],
             *weight.stride(),
+            codes.stride(0),
+            scales.stride(0),
             AMAX_FLOOR,
             E4M3_MAX,
             BLOCK,
@@ -77,6 +81,8 @@ def _encode_block(
     matrix_stride,
     row_stride,
     column_stride,
+    codes_stride,
+    scales_stride,
     amax_floor: tl.constexpr,
     e4m3_max: tl.constexpr,
     block: tl.constexpr,
@@ -95,9 +101,9 @@ def _encode_block(
     scale = tl.where(bits < 0x7F800000, tl.div_rn(amax, e4m3_max), float("nan"))
     quotients = _quotients(values, scale)
 
-    begin = codes + (matrix * num_rows + first_row) * num_columns + first_column
+    begin = codes + matrix * codes_stride + first_row * num_columns + first_column
     tl.store(begin + (rows * num_columns + columns), quotients.to(tl.float8e4nv), mask=inside)
-    tl.store(scales + (matrix * tl.num_programs(1) + row_block) * tl.num_programs(0) + column_block, scale)
+    tl.store(scales + matrix * scales_stride + row_block * tl.num_programs(0) + column_block, scale)
 
 
 @triton.jit

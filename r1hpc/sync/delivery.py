@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -14,8 +16,19 @@ from r1hpc.errors import R1hpcError
 from r1hpc.stopwatch import Stopwatch
 from r1hpc.sync.buckets import Bucket, Item, Segment
 from r1hpc.sync.catalog import Assembly
-from r1hpc.sync.encoding import encode, is_sent_as_it_is
 from r1hpc.sync.form import SyncForm
+from r1hpc.sync.runs import Quantized, Run, encode_run, runs
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Where a run is put together."""
+
+    segment: int
+    """Its place in the bucket."""
+    run: Run
+    weights: Tensor
+    """[E, M, N]"""
 
 
 class Delivery:
@@ -46,12 +59,13 @@ class Delivery:
     def move(self, bucket: Bucket, payload: Tensor | None) -> None:
         """Fill `payload`, [size] uint8, with this courier's bytes of the bucket; null on ranks that carry nothing."""
         segments = self._places(bucket, payload)
+        rooms = self._rooms(bucket)
         with self._clock.part("gather"):
-            gathered = self._gather(bucket, segments)
+            self._gather(bucket, segments, rooms)
         with self._clock.part("quantize"):
-            self._encode(bucket, segments, gathered)
+            self._encode(rooms, segments)
             self._finish()
-        del gathered
+        del rooms
         with self._clock.part("deliver"):
             self._deliver(bucket, segments)
             self._finish()
@@ -69,29 +83,32 @@ class Delivery:
                 places[index] = torch.empty(segment.size, dtype=torch.uint8, device=self._device)
         return places
 
-    def _gather(self, bucket: Bucket, segments: Mapping[int, Tensor]) -> dict[str, Tensor]:
-        """The tensors that this rank puts together, by name: whole, in the dtype that they are trained in."""
-        wholes: dict[str, Tensor] = {}
+    def _rooms(self, bucket: Bucket) -> list[_Room]:
+        """Room for what this rank quantises, in the dtype that it is trained in."""
+        return [
+            _Room(index, run, run.room(self._device))
+            for index, segment in enumerate(bucket.segments)
+            if segment.assembler == self._rank
+            for run in runs(segment, self._form)
+        ]
+
+    def _gather(self, bucket: Bucket, segments: Mapping[int, Tensor], rooms: Sequence[_Room]) -> None:
+        """Put tensors together: in their room, or where they are sent from if nothing is done with them in between."""
+        wholes = {name: whole for room in rooms for name, whole in zip(room.run.names, room.weights, strict=True)}
         arrived: list[tuple[Tensor, Tensor]] = []
         exchange: list[dist.P2POp] = []
         for index, segment in enumerate(bucket.segments):
             for item in segment.items:
-                if segment.assembler == self._rank:
-                    wholes[item.assembly.name.hf] = self._whole(item, segments[index])
-                    self._receive_parts(item.assembly, wholes[item.assembly.name.hf], exchange, arrived)
-                else:
+                if segment.assembler != self._rank:
                     self._send_parts(item.assembly, exchange)
+                    continue
+                whole = wholes.get(item.assembly.name.hf)
+                if whole is None:
+                    whole = _view(item, 0, segments[index])
+                self._receive_parts(item.assembly, whole, exchange, arrived)
         _exchange(exchange)
         for place, part in arrived:
             place.copy_(part.view(place.dtype).view(place.shape))
-        return wholes
-
-    def _whole(self, item: Item, segment: Tensor) -> Tensor:
-        """Room for a tensor: where it is sent from, if nothing is done with it in between."""
-        assembly = item.assembly
-        if is_sent_as_it_is(assembly.name, self._form):
-            return _view(item, 0, segment)
-        return torch.empty(assembly.name.shape, dtype=assembly.dtype, device=self._device)
 
     def _receive_parts(
         self, assembly: Assembly, whole: Tensor, exchange: list[dist.P2POp], arrived: list[tuple[Tensor, Tensor]]
@@ -113,19 +130,22 @@ class Delivery:
                 taken = part.holding.take(self._weights, part.box).to(self._device, non_blocking=True).contiguous()
                 exchange.append(dist.P2POp(dist.isend, _bytes(taken), assembly.assembler))
 
-    def _encode(self, bucket: Bucket, segments: Mapping[int, Tensor], gathered: Mapping[str, Tensor]) -> None:
-        for index, segment in enumerate(bucket.segments):
-            if segment.assembler != self._rank:
-                continue
-            for item in segment.items:
-                name = item.assembly.name
-                if is_sent_as_it_is(name, self._form):
-                    continue
-                try:
-                    out = [_view(item, number, segments[index]) for number in range(len(item.tensors))]
-                    encode(name, gathered[name.hf], self._form, out)
-                except Exception as error:
-                    self.failure = self.failure or as_error(error, f"{name.hf}: could not be encoded")
+    def _encode(self, rooms: Sequence[_Room], segments: Mapping[int, Tensor]) -> None:
+        quantized: list[Quantized] = []
+        for room in rooms:
+            with self._kept(room.run):
+                places = room.run.places(segments[room.segment])
+                quantized.append(encode_run(room.run, room.weights, self._form, places))
+        for each in quantized:  # a check waits for the device, so all have begun before the first
+            with self._kept(each.run):
+                each.check()
+
+    @contextmanager
+    def _kept(self, run: Run) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or as_error(error, f"{run.names[0]}: could not be encoded")
 
     def _deliver(self, bucket: Bucket, segments: Mapping[int, Tensor]) -> None:
         exchange: list[dist.P2POp] = []

@@ -1,14 +1,12 @@
-"""The tensors that an engine is sent for one weight: names, dtypes, shapes, values."""
+"""The tensors that an engine is sent for one weight: names, dtypes, shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from r1hpc.checkpoint.fp8 import dequantize, quantize, scale_shape
+from r1hpc.checkpoint.fp8_format import scale_shape
 from r1hpc.checkpoint.names import TensorName
 from r1hpc.sync.form import SyncForm
 
@@ -49,15 +47,3 @@ def is_sent_as_it_is(name: TensorName, form: SyncForm) -> bool:
     """Whether the weight can be put together where it is sent from."""
     return form is SyncForm.PLAIN or not name.quantized
 
-
-def encode(name: TensorName, weight: Tensor, form: SyncForm, out: Sequence[Tensor]) -> None:
-    """Write the values of `sent_tensors` to `out`. Raises CheckpointError for a weight that is not finite."""
-    if is_sent_as_it_is(name, form):
-        out[0].copy_(weight)
-        return
-    codes, scales = quantize(weight, name=name.hf)
-    if form is SyncForm.DEQUANTIZED:
-        dequantize(codes, scales, name=name.hf, out=out[0])
-    else:
-        out[0].copy_(codes)
-        out[1].copy_(scales)

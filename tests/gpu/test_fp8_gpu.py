@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from r1hpc.checkpoint.fp8 import Dequantizer, dequantize, quantize, scale_shape
+from r1hpc.checkpoint.fp8 import Dequantizer, dequantize, quantize, quantize_into, scale_shape
 from r1hpc.errors import CheckpointError
 
 HAS_E4M3 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
@@ -72,6 +72,18 @@ def test_strides_change_nothing() -> None:
         )
         assert dequantize(strided_codes, strided_scale, out=out) is out
         assert_same_bytes(out, dequantize(want_codes, want_scale))
+
+
+def test_matrices_may_be_written_at_any_distance() -> None:
+    weights = finite((5, 130, 200), (-9, 0), torch.bfloat16)
+    room = torch.full((5, 1 << 16), 0xAB, dtype=torch.uint8, device="cuda")
+    codes = room.view(torch.float8_e4m3fn).as_strided((5, 130, 200), (1 << 16, 200, 1))
+    scales = room.view(torch.float32).as_strided((5, 2, 2), (1 << 14, 2, 1), 1 << 13)
+    quantize_into(weights.cuda(), codes, scales)
+    for one, other in zip((codes, scales), quantize(weights), strict=True):
+        assert_same_bytes(one, other)
+    written = 130 * 200 + 16
+    assert int(room.eq(0xAB).sum()) >= 5 * ((1 << 16) - written)
 
 
 def test_a_stack_of_more_numbers_than_32_bits_count_reaches_its_end() -> None:
