@@ -100,6 +100,7 @@ def _prepared(config: Path) -> RunDir:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_MPI_S / 2)
     if done.returncode != 0:
         raise PreflightError(done.stderr.strip())
+    print(done.stderr, end="", file=sys.stderr, flush=True)  # what the plan says of this configuration
     return RunDir(Path(done.stdout.strip().splitlines()[-1]))
 
 

@@ -23,7 +23,7 @@ from r1hpc.stopwatch import Stopwatch
 from r1hpc.sync.report import SyncReport
 
 if TYPE_CHECKING:  # it loads torch
-    from r1hpc.train.stats import UpdateStats
+    from r1hpc.train.update_stats import UpdateStats
 
 
 @dataclass

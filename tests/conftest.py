@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from r1hpc.errors import RehearsalError
 from r1hpc.rehearsal.cluster import RehearsalCluster
@@ -20,6 +21,10 @@ from r1hpc.rehearsal.lifecycle import resolve_kind, take_down
 from r1hpc.rehearsal.spec import ClusterSpec, Kind, default_directory
 from r1hpc.rehearsal.version import SLURM_PROGRAMS, missing_programs
 from tests.spread import put_longest_first
+
+# Tests are not timed: here four workers share two cores.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 ClusterFactory = Callable[..., RehearsalCluster]
 """Makes a cluster of its own for one test: `make_cluster(nodes=2, kind=Kind.LOOPBACK, grace_s=3)`."""

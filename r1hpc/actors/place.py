@@ -14,8 +14,8 @@ class Place:
     host: str
     gpu: int
     """Index among the GPUs that the job has on the host; a CPU's is logical."""
-    host_slots: int
-    """Ranks on the host."""
+    machine_slots: int
+    """Ranks on the machine, which is the host's alone but in a rehearsal."""
     log: Path
     """What the rank's process says."""
 

@@ -38,10 +38,11 @@ def trainer_environment(device: str, interface: str | None) -> dict[str, str]:
 
 
 def share_cores(slots: int) -> int:
-    """Let this process compute with its share of the cores that the job has on this host; returns how many.
+    """Let this process compute with its share of the cores that the job has on this machine; returns how many.
 
-    slots: of this host. To be called before torch is loaded: OpenMP reads its variables once, and Ray has set them to
-    the CPUs that it counts for the actor, which are not cores.
+    slots: of all hosts on it, since threads that are more than the cores wait for each other. To be called before torch
+    is loaded: OpenMP reads its variables once, and Ray has set them to the CPUs that it counts for the actor, which are
+    not cores.
     """
     cores = max(1, len(os.sched_getaffinity(0)) // slots)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

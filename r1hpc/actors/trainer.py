@@ -20,9 +20,9 @@ from r1hpc.types import Sample
 
 if TYPE_CHECKING:
     from r1hpc.actors.rank import TrainerRank
-    from r1hpc.train.checkpoint.complete import SavedCheckpoint
+    from r1hpc.train.checkpoint.saved_checkpoint import SavedCheckpoint
     from r1hpc.train.checkpoint.trainer_state import TrainerState
-    from r1hpc.train.stats import UpdateStats
+    from r1hpc.train.update_stats import UpdateStats
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Trainer:
     def __init__(self, place: Place) -> None:
         self._place = place
         log_to(place.log, logging.INFO if place.rank == 0 else logging.WARNING)
-        self._threads = share_cores(place.host_slots)
+        self._threads = share_cores(place.machine_slots)
         self._rank: TrainerRank | None = None
 
     def where(self) -> tuple[int, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,9 +29,9 @@ from r1hpc.sync.outline import SyncOutcome, SyncOutline, SyncTarget
 from r1hpc.types import Sample
 
 if TYPE_CHECKING:
-    from r1hpc.train.checkpoint.complete import SavedCheckpoint
+    from r1hpc.train.checkpoint.saved_checkpoint import SavedCheckpoint
     from r1hpc.train.checkpoint.trainer_state import TrainerState
-    from r1hpc.train.stats import UpdateStats
+    from r1hpc.train.update_stats import UpdateStats
 
 __all__ = ["TrainerGroup", "TrainerLost", "TrainersError", "trainer_places"]
 
@@ -214,12 +215,13 @@ def trainer_places(slots: Sequence[Slot], logs: Path) -> list[Place]:
     gpus: dict[str, list[int]] = {}
     for slot in slots:
         gpus.setdefault(slot.host, []).append(slot.gpu)
+    on_machine = Counter(slot.machine for slot in slots)
     return [
         Place(
             rank=rank,
             host=slot.host,
             gpu=sorted(gpus[slot.host]).index(slot.gpu),
-            host_slots=len(gpus[slot.host]),
+            machine_slots=on_machine[slot.machine],
             log=logs / f"trainer{rank:03d}-{slot.host}.log",
         )
         for rank, slot in enumerate(slots)

@@ -49,8 +49,8 @@ def quantize(weight: Tensor, *, name: str = "weight", first_row: int = 0) -> tup
 def quantize_into(weights: Tensor, codes: Tensor, scales: Tensor) -> None:
     """Write the codes [E, M, N] and scales of weights [E, M, N], as `quantize` makes them; one launch on a GPU.
 
-    Matrices of codes and of scales are contiguous, but may lie at any distance from each other. Does not wait for a GPU,
-    and so raises nothing: the scale of a block that is not finite is not finite (`check_quantized`).
+    Matrices of codes and of scales are contiguous, but may lie at any distance from each other. Does not wait for a
+    GPU, and so raises nothing: the scale of a block that is not finite is not finite (`check_quantized`).
     """
     if weights.is_cuda:
         from r1hpc.checkpoint import fp8_triton

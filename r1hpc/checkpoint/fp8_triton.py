@@ -20,8 +20,8 @@ _DECODE_WARPS = 8
 def encode(weight: Tensor, codes: Tensor, scales: Tensor) -> None:
     """Write the codes [E, M, N] and scales [E, ceil(M/128), ceil(N/128)] of a bf16 or float32 weight [E, M, N].
 
-    Each matrix of codes and of scales is contiguous, a weight need not be; matrices may lie at any distance. The scale of
-    a block that holds NaN or an infinity is NaN.
+    Each matrix of codes and of scales is contiguous, a weight need not be; matrices may lie at any distance. The scale
+    of a block that holds NaN or an infinity is NaN.
     """
     num_matrices, row_blocks, column_blocks = scales.shape
     assert codes[0].is_contiguous() and scales[0].is_contiguous(), f"strides {codes.stride()}, {scales.stride()}"

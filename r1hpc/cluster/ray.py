@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +22,10 @@ from r1hpc.errors import BringUpError
 _POLL_S = 0.2
 
 
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""Linux draws one at each start, so hosts with the same one share a kernel, whatever network each has."""
+
+
 @dataclass(frozen=True)
 class Slot:
     """One GPU slot; the index in the sorted list of all slots is the rank."""
@@ -31,6 +36,8 @@ class Slot:
     """Index in the placement group."""
     pid: int
     """Of the actor that answered from it."""
+    machine: str
+    """The same for hosts that share a machine, as those of a rehearsal do."""
 
 
 @contextmanager
@@ -82,11 +89,11 @@ def wait_for_nodes(hosts: Sequence[ClusterHost], deadline_s: float, wait: Callab
 class _Probe:
     """Answers from a slot."""
 
-    def where(self) -> tuple[str, int, int]:
-        """(host address, GPU id, pid)"""
+    def where(self) -> tuple[str, int, int, str]:
+        """(host address, GPU id, pid, machine)"""
         context = ray.get_runtime_context()
         (gpu,) = context.get_accelerator_ids()["GPU"]
-        return ray.util.get_node_ip_address(), int(gpu), os.getpid()
+        return ray.util.get_node_ip_address(), int(gpu), os.getpid(), _BOOT.read_text(encoding="ascii").strip()
 
 
 def place_slots(
@@ -112,7 +119,7 @@ def place_slots(
     )
     names = {host.address: host.name for host in hosts}
     order = {host.name: index for index, host in enumerate(hosts)}
-    slots = [Slot(names[address], gpu, bundle, pid) for bundle, (address, gpu, pid) in enumerate(answers)]
+    slots = [Slot(names[address], gpu, bundle, *rest) for bundle, (address, gpu, *rest) in enumerate(answers)]
     slots.sort(key=lambda slot: (order[slot.host], slot.gpu))
     check_slots(hosts, slots)
     for probe in probes:

@@ -18,7 +18,7 @@ from r1hpc.metrics.record import (
 if TYPE_CHECKING:  # they load numpy and torch, which drawing curves does not need
     from r1hpc.rollout.evaluation import EvalResult
     from r1hpc.rollout.report import RolloutReport
-    from r1hpc.train.stats import UpdateStats
+    from r1hpc.train.update_stats import UpdateStats
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ class EngineControl:
         except httpx.HTTPError:
             return False
 
+    async def freeze_garbage(self) -> None:
+        """Spare what is loaded by now from garbage collection, which would stop the engine for it again and again."""
+        await self._post("/freeze_gc", None)
+
     async def release_memory(self, tags: Sequence[MemoryTag] = ALL_TAGS) -> None:
         """Give GPU memory back; the engine must be idle. Released weights are lost: they have to be sent again."""
         await self._post("/release_memory_occupation", {"tags": list(tags)})

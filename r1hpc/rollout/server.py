@@ -166,6 +166,8 @@ class EngineServer:
                 raise EngineStartError(f"{end.name} did not come up: it {end.told}")
             if healthy:
                 await self._check_guarded()
+                with contextlib.suppress(EngineControlError):  # it serves all the same
+                    await self.control.freeze_garbage()  # SGLang's own try has no key
                 return time.monotonic() - began
             waited = time.monotonic() - began
             if waited > deadline_s:

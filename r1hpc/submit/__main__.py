@@ -6,14 +6,15 @@ import argparse
 import os
 import sys
 
-from r1hpc.errors import R1hpcError
+from r1hpc.errors import ProblemsError, R1hpcError
+from r1hpc.exit_codes import CRASHED, INVALID
 from r1hpc.submit.command import submit
 from r1hpc.submit.order import Options
 from r1hpc.submit.stages import BY_NAME
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 1 with an error of one screen on stderr."""
+    """Exit code 0; with an error of one screen on stderr 64 where the configuration is wrong, else 1."""
     parser = argparse.ArgumentParser(prog="python -m r1hpc.submit", description=__doc__)
     parser.add_argument("config", help="the run's YAML file, e.g. configs/r1.yaml")
     parser.add_argument("--site", help="overlay of configs/sites/NAME.yaml")
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     except R1hpcError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return INVALID if isinstance(error, ProblemsError) else CRASHED
     except BrokenPipeError:
         # `| head` has seen enough; what was submitted goes on. The interpreter must not flush into the pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

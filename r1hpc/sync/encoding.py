@@ -46,4 +46,3 @@ def sent_tensors(name: TensorName, dtype: torch.dtype, form: SyncForm) -> tuple[
 def is_sent_as_it_is(name: TensorName, form: SyncForm) -> bool:
     """Whether the weight can be put together where it is sent from."""
     return form is SyncForm.PLAIN or not name.quantized
-

@@ -1,4 +1,4 @@
-"""Weights of a segment that are quantised in one launch: a launch for each expert would cost a GPU more than the work."""
+"""Weights of a segment that are quantised in one launch: one for each expert would cost a GPU more than the work."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ from r1hpc.model import compat
 from r1hpc.model.build import build_model, unloaded
 from r1hpc.model.parallel import Layout
 from r1hpc.stopwatch import Stopwatch
-from r1hpc.train.checkpoint.complete import SavedCheckpoint
 from r1hpc.train.checkpoint.load import load_reference, load_trainer
 from r1hpc.train.checkpoint.pieces import held_model
 from r1hpc.train.checkpoint.plan import SavePlan, plan_save
 from r1hpc.train.checkpoint.save import PendingSave, begin_save
+from r1hpc.train.checkpoint.saved_checkpoint import SavedCheckpoint
 from r1hpc.train.checkpoint.trainer_state import TrainerState
 from r1hpc.train.gradients import finalize_checked
 from r1hpc.train.grpo import group_advantages
@@ -35,8 +35,8 @@ from r1hpc.train.passes import Passes
 from r1hpc.train.samples import check_samples
 from r1hpc.train.schedule import StepBatches, schedule
 from r1hpc.train.settings import TrainerConfig
-from r1hpc.train.stats import UpdateStats
 from r1hpc.train.step import StepInputs, Stepper
+from r1hpc.train.update_stats import UpdateStats
 from r1hpc.types import Sample
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from r1hpc.train.microbatch import MicroBatch
 from r1hpc.train.optimizer import TrainOptimizer
 from r1hpc.train.passes import Passes
 from r1hpc.train.schedule import StepBatches
-from r1hpc.train.stats import StepStats, reduce_metrics
+from r1hpc.train.stats import reduce_metrics
+from r1hpc.train.update_stats import StepStats
 
 
 @dataclass(frozen=True)

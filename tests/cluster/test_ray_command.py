@@ -106,8 +106,12 @@ def test_joining_is_read_from_the_log(tmp_path: Path) -> None:
     assert has_joined(log)
 
 
+def slot(host: str, gpu: int, bundle: int, pid: int) -> Slot:
+    return Slot(host, gpu, bundle, pid, "one")
+
+
 def test_a_host_that_answers_from_other_slots_than_its_own_is_an_error() -> None:
-    right = [Slot("local01", 0, 0, 1), Slot("local01", 1, 1, 2), Slot("local02", 0, 2, 3), Slot("local02", 1, 3, 4)]
+    right = [slot("local01", 0, 0, 1), slot("local01", 1, 1, 2), slot("local02", 0, 2, 3), slot("local02", 1, 3, 4)]
     check_slots(HOSTS, right)
     with pytest.raises(
         BringUpError, match=r"local02 answers from GPUs \[0\], but its hostfile line says slots=2"
@@ -115,4 +119,4 @@ def test_a_host_that_answers_from_other_slots_than_its_own_is_an_error() -> None
         check_slots(HOSTS, right[:3])
     assert caught.value.hosts == ("local02",)
     with pytest.raises(BringUpError, match=r"local02 answers from GPUs \[0, 0\]"):
-        check_slots(HOSTS, [*right[:3], Slot("local02", 0, 3, 4)])
+        check_slots(HOSTS, [*right[:3], slot("local02", 0, 3, 4)])

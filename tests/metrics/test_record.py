@@ -11,7 +11,7 @@ from r1hpc.metrics.build import iteration_record
 from r1hpc.metrics.documented import keys_page, told_keys
 from r1hpc.metrics.record import EvalNumbers, IterationRecord
 from r1hpc.train.normalization import MAXIMA, MEANS
-from r1hpc.train.stats import StepStats, UpdateStats
+from r1hpc.train.update_stats import StepStats, UpdateStats
 from tests.metrics.reports import circumstances, eval_result, rollout_report
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"

@@ -26,6 +26,11 @@ def test_health_does_not_wait_for_a_token(engine_server: EngineServer) -> None:
     assert asyncio.run(engine_server.control.generates())
 
 
+def test_what_is_loaded_can_be_spared_from_garbage_collection(engine_server: EngineServer) -> None:
+    asyncio.run(engine_server.control.freeze_garbage())
+    assert asyncio.run(engine_server.control.generates())
+
+
 def test_an_abort_ends_a_request_with_the_tokens_that_it_had(engine_url: str) -> None:
     async def abort_at_the_third_token() -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = []

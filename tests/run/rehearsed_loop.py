@@ -27,7 +27,7 @@ from r1hpc.rollout.sampler import Rollout, Sampler
 from r1hpc.rundir import AttemptDir, RunDir
 from r1hpc.saving import Saving
 from r1hpc.train.checkpoint.start import where_to_start
-from r1hpc.train.stats import StepStats, UpdateStats
+from r1hpc.train.update_stats import StepStats, UpdateStats
 from r1hpc.types import Sample
 from tests.checkpoint.saves import Saved, save
 from tests.metrics.reports import eval_result

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc.exit_codes import CRASHED, INVALID
 from r1hpc.rehearsal.cluster import RehearsalCluster
 from r1hpc.submit.parameters import HOME
 
@@ -23,7 +24,7 @@ def _environment(path: str | None = None) -> dict[str, str]:
     return environment | ({"PATH": path} if path is not None else {})
 
 
-def _refused(*arguments: str, path: str | None = None, prefix: tuple[str, ...] = ()) -> str:
+def _refused(*arguments: str, path: str | None = None, prefix: tuple[str, ...] = (), code: int = CRASHED) -> str:
     """What a refused submit says: on stderr, without a traceback, on one screen."""
     done = subprocess.run(
         [*prefix, *SUBMIT, *arguments],
@@ -34,7 +35,7 @@ def _refused(*arguments: str, path: str | None = None, prefix: tuple[str, ...] =
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) <= 25
@@ -48,7 +49,9 @@ def _without_slurm(tmp_path: Path) -> str:
 
 def test_unknown_key_and_wrong_type_come_in_one_go_with_the_nearest_name() -> None:
     text = _refused(
-        "configs/r1.yaml", "--dry-run", "--set", "perf.context_paralel_size=4", "--set", "hosts.num_nodes=x"
+        "configs/r1.yaml",
+        *("--dry-run", "--set", "perf.context_paralel_size=4", "--set", "hosts.num_nodes=x"),
+        code=INVALID,
     )
     assert "context_paralel_size" in text
     assert "context_parallel_size" in text
@@ -57,7 +60,7 @@ def test_unknown_key_and_wrong_type_come_in_one_go_with_the_nearest_name() -> No
 
 
 def test_parallel_grid_that_does_not_divide_shows_the_arithmetic() -> None:
-    text = _refused("configs/r1.yaml", "--dry-run", "--set", "hosts.num_nodes=15")
+    text = _refused("configs/r1.yaml", "--dry-run", "--set", "hosts.num_nodes=15", code=INVALID)
     assert "tp(8) * cp(4) * pp(4) = 128 does not divide 15 nodes * 8 GPUs = 120" in text
     assert "configs/r1.yaml:" in text
 

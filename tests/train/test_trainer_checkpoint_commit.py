@@ -13,8 +13,8 @@ from r1hpc.checkpoint.commit import Commits
 from r1hpc.config.training import CkptConfig
 from r1hpc.model.parallel import Layout
 from r1hpc.rollout.state import SamplerState
-from r1hpc.train.checkpoint.complete import SavedCheckpoint
 from r1hpc.train.checkpoint.load import load_trainer
+from r1hpc.train.checkpoint.saved_checkpoint import SavedCheckpoint
 from r1hpc.train.checkpoint.start import where_to_start
 from tests.train.checkpointed import Trainer, World, quiet
 

@@ -27,23 +27,10 @@ from r1hpc.publish import fsync_directory
 from r1hpc.train.checkpoint.box_files import WrittenFile
 from r1hpc.train.checkpoint.plan import SavePlan
 from r1hpc.train.checkpoint.random_states import RandomStates
+from r1hpc.train.checkpoint.saved_checkpoint import SavedCheckpoint
 from r1hpc.train.checkpoint.trainer_state import RANDOM_STATES, TRAINER, TrainerState, to_json
 
 _MANIFEST_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class SavedCheckpoint:
-    """A checkpoint that is complete and on the disk."""
-
-    directory: Path
-    state: TrainerState
-    size_bytes: int
-    """Of all its files."""
-    manifest_xxh3: str
-    """Of its manifest.json, which has the size and the hash of every other file: what a commit has to name."""
-    seconds: float
-    """That it took: writing on the slowest rank, and publishing; not the wait until somebody asked for it."""
 
 
 @dataclass(frozen=True)

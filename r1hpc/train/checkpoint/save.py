@@ -21,10 +21,11 @@ from r1hpc.checkpoint.progress import Progress
 from r1hpc.checkpoint.space import require_space
 from r1hpc.errors import CheckpointError, R1hpcError
 from r1hpc.train.checkpoint.box_files import FILE_BYTES, BoxFiles
-from r1hpc.train.checkpoint.complete import RankRecord, SavedCheckpoint, complete
+from r1hpc.train.checkpoint.complete import RankRecord, complete
 from r1hpc.train.checkpoint.plan import SavePlan
 from r1hpc.train.checkpoint.random_states import RandomStates, random_states
 from r1hpc.train.checkpoint.ranks import current_layout
+from r1hpc.train.checkpoint.saved_checkpoint import SavedCheckpoint
 from r1hpc.train.checkpoint.staging_directory import make_staging, remove_staging
 from r1hpc.train.checkpoint.trainer_state import TrainerState
 

@@ -21,8 +21,8 @@ from r1hpc.train.checkpoint.pieces import held_model
 from r1hpc.train.optimizer import ParamShard
 from r1hpc.train.schedule import schedule
 from r1hpc.train.settings import TrainerConfig
-from r1hpc.train.stats import UpdateStats
 from r1hpc.train.step import StepInputs
+from r1hpc.train.update_stats import UpdateStats
 from r1hpc.types import Sample
 from tests.forked_ranks import fork_ranks, join_gloo
 
