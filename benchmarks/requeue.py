@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from r1hpc.rehearsal.spec import default_directory
+
 DEADLINE_S = 1800
 
 
@@ -25,7 +27,9 @@ def main() -> int:
     """Measure or read, print."""
     if len(sys.argv) > 1:
         return _print(Path(sys.argv[1]))
-    with tempfile.TemporaryDirectory(prefix="r1hpc-requeue-") as folder:
+    parent = default_directory().parent  # not /tmp, which nodes replace by one of their own
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="requeue-", dir=parent) as folder:
         command = [sys.executable, "-m", "r1hpc.rehearsal", "drill", "preempt", "--dir", folder]
         subprocess.run(command, check=True, timeout=DEADLINE_S, stdout=sys.stderr)
         (run,) = Path(folder).glob("preempt/shared/runs/*")
