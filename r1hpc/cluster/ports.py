@@ -73,6 +73,11 @@ class PortBand:
         return self.first + 9
 
     @property
+    def dashboard(self) -> int:
+        """Ray's dashboard, which is not started; `ray start` has its port in mind all the same, by itself 8265."""
+        return self.first + 10
+
+    @property
     def workers(self) -> tuple[int, int]:
         """First and last port of Ray's worker processes and the driver, one each."""
         return self.first + _RESERVED, self.first + self.span // 2 - 1

@@ -40,7 +40,8 @@ def start_command(launch: Launch, host: ClusterHost, scratch: Path) -> list[str]
         "include-log-monitor": "false",
     }
     if host == launch.head:
-        options |= {"port": ports.gcs, "include-dashboard": "false", "ray-client-server-port": ports.ray_client}
+        options |= {"port": ports.gcs, "ray-client-server-port": ports.ray_client}
+        options |= {"include-dashboard": "false", "dashboard-port": ports.dashboard}
         role = ["--head", "--no-monitor"]
     else:
         role = ["--address", launch.ray_address]

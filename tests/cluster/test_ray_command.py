@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def test_every_port_is_explicit_and_lies_in_the_hosts_own_band() -> None:
         assert all(port in band for port in ports.values()), ports
         assert len(set(ports.values())) == len(ports)
         assert {"node-manager-port", "object-manager-port", "min-worker-port", "max-worker-port"} <= set(ports)
+
+
+def test_no_port_is_left_to_ray_which_would_take_one_of_a_band_elsewhere() -> None:
+    # Ray refuses to start where two of its ports are equal, and the dashboard's is 8265 unless it is named.
+    launch = replace(LAUNCH, port_base=8200)
+    options = [word for word in start_command(launch, HOSTS[0], Path("/tmp/t")) if "port=" in word]
+    assert f"--dashboard-port={launch.ports(HOSTS[0]).dashboard}" in options
+    first, last = launch.ports(HOSTS[0]).workers
+    assert first <= 8265 <= last
 
 
 def test_the_head_listens_and_the_others_join_it() -> None:

@@ -75,7 +75,9 @@ def test_power_takes_all_of_one_node_at_once_and_gives_it_back(
     kind: Kind, make_cluster: ClusterFactory, wait_for: WaitFor
 ) -> None:
     cluster = make_cluster(nodes=2, kind=kind)
+    idle = processes_by_name(cluster)["sleep"]  # the cluster's own
     submit(cluster, 2, wait_for)
+    wait_for(lambda: processes_by_name(cluster)["sleep"] == idle + 2, 30)
     before = processes_by_name(cluster)
     cluster.power_off("node02")
     after = processes_by_name(cluster)

@@ -66,7 +66,7 @@ def test_parallel_grid_that_does_not_divide_shows_the_arithmetic() -> None:
 
 
 def test_missing_file() -> None:
-    assert "configs/no-such.yaml" in _refused("configs/no-such.yaml", "--dry-run")
+    assert "configs/no-such.yaml" in _refused("configs/no-such.yaml", "--dry-run", code=INVALID)
 
 
 def test_missing_prompt_data_and_checkpoint_are_named_together(tmp_path: Path) -> None:
@@ -211,8 +211,8 @@ def _refused_on(cluster: RehearsalCluster, *arguments: str) -> str:
 
 def test_a_sweep_is_checked_element_by_element_before_anything_is_written(tmp_path: Path) -> None:
     sweep = ["configs/r1.yaml", "--set", f"run.root={tmp_path}", "--dry-run", "--sweep"]
-    assert "eps_clip_high" in _refused(*sweep, "grpo.eps_clip_hig=0.24,0.28")
-    assert "tp(7)" in _refused(*sweep, "perf.tensor_model_parallel_size=8,7")
+    assert "eps_clip_high" in _refused(*sweep, "grpo.eps_clip_hig=0.24,0.28", code=INVALID)
+    assert "tp(7)" in _refused(*sweep, "perf.tensor_model_parallel_size=8,7", code=INVALID)
     assert "a value is given twice" in _refused(*sweep, "optimizer.lr=1e-6,1e-6")
     assert "share a run directory" in _refused(*sweep, "rollout.input_key=/a/b,/a_b")
     assert list(tmp_path.iterdir()) == []
