@@ -45,6 +45,7 @@ def measure(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
         "phase_switch_s": switch,
         "other_s": parts["iteration"] - named,
         "stop_s": _median(plain, "seconds/rollout/stop"),
+        "commit_s": _median([line for line in lines if "seconds/commit" in line], "seconds/commit"),
         "sync_send_s": _median(plain, "sync/send_s"),
         "sync_check_s": _median(plain, "sync/check_s"),
         "sync_bytes_per_gpu": _median(plain, "sync/bytes_per_gpu"),

@@ -70,7 +70,12 @@ class Account:
             attempt=self._attempt.root.name,
             finished=time.time(),
             gpus=self._gpus,
-            seconds={"iteration": seconds, **made.seconds.seconds, **self._colocation.take_seconds()},
+            seconds={
+                "iteration": seconds,
+                **made.seconds.seconds,
+                **self._colocation.take_seconds(),
+                **self._saving.take_seconds(),
+            },
             committed=self._saving.last,
             saving=self._saving.pending,
             sync=_sync_numbers(self._colocation.last_sync),

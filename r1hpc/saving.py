@@ -70,11 +70,17 @@ class Saving:
         """To commit once more what could not be committed would fail once more."""
         self.last = last
         """Iteration of the newest commit; None before the first."""
+        self._commit_s: float | None = None
 
     @property
     def pending(self) -> int | None:
         """Iteration whose commit is being written; None where none is."""
         return None if self._pending is None else self._pending.of.iteration
+
+    def take_seconds(self) -> dict[str, float]:
+        """`commit`: what the commit took that has become valid since this was asked last; else nothing."""
+        taken, self._commit_s = self._commit_s, None
+        return {} if taken is None else {"commit": taken}
 
     def sampled(self) -> None:
         """Take note that a rollout has ended."""
@@ -160,7 +166,8 @@ class Saving:
         self._failed = False
         now = time.monotonic()
         # Without the time in which the trainers had written and nobody had asked: a rollout lasts longer than a save.
-        self._clock.saved(iteration, pending.begin_s + saved.seconds + now - written, begun=now - pending.began)
+        self._commit_s = pending.begin_s + saved.seconds + now - written
+        self._clock.saved(iteration, self._commit_s, begun=now - pending.began)
         self.last = iteration
         self._committed(commit)
 

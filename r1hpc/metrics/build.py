@@ -33,7 +33,8 @@ class Circumstances:
     gpus: int
     seconds: Mapping[str, float]
     """By part that only the loop sees: "iteration", from the end of the one before (or the start of the loop) to its
-    own, "sync", "save", the halves of phase switches. Rollout, eval and update are known from their reports."""
+    own, "sync", "save" (waiting for commits), the halves of phase switches; "commit", what a commit took that became
+    valid meanwhile: it is written beside the rollout. Rollout, eval and update are known from their reports."""
     committed: int | None = None
     saving: int | None = None
     sync: Mapping[str, Number] = field(default_factory=dict)

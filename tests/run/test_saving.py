@@ -29,8 +29,12 @@ def test_a_commit_takes_what_writing_it_takes_and_not_the_rollout_beside_it(tmp_
             pass
         await made.loop.saving.commit_if_due(last=True)
         await asyncio.sleep(ROLLOUT_S)
+        assert made.loop.saving.take_seconds() == {}
         await made.loop.saving.finish()
-        return made.loop.clock.state()
+        state = made.loop.clock.state()
+        assert made.loop.saving.take_seconds() == {"commit": state["save_s"][-1]}
+        assert made.loop.saving.take_seconds() == {}  # told once
+        return state
 
     began = time.monotonic()
     (save_s,) = asyncio.run(story())["save_s"]
