@@ -10,11 +10,12 @@ answer, not the end of the engine.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from r1hpc.stopwatch import Stopwatch
 from r1hpc.sync.checksum import checksum
 from r1hpc.sync.engine_weights import compare, forget, never_written
 from r1hpc.sync.order import ANSWER_BYTES, Answer, Order
@@ -40,33 +41,42 @@ def load(model: nn.Module, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
 def _carry_out(model: nn.Module, order: Order) -> None:
     memory = opened({**order.answer}, torch.device("cpu"))
     assert memory.numel() == ANSWER_BYTES, f"the memory for the answer has {memory.numel()} bytes"
-    fault = None
+    fault, clock = None, Stopwatch()
     try:
-        _do(model, order)
+        _do(model, order, clock)
     except Exception as error:
         logger.exception("%s of %s tensors failed", order.work, len(order.tensors))
         fault = str(error) if isinstance(error, SyncError) else f"{order.work}: {type(error).__name__}: {error}"
-    Answer(order.key, fault).write(memory)
+    Answer(order.key, fault, clock.seconds).write(memory)
 
 
 @torch.no_grad()
-def _do(model: nn.Module, order: Order) -> None:
+def _do(model: nn.Module, order: Order, clock: Stopwatch) -> None:
     device = next(model.parameters()).device
-    if order.work == "begin":
-        forget(model)
-    payload = None
-    if order.payload is not None:
+    tensors = list(_opened(order, device, clock))
+    with clock.part(order.work):
+        if order.work == "begin":
+            forget(model)
+        if order.work == "load" and tensors:
+            model.load_weights(tensors)  # type: ignore[operator]  # what SGLang serves has it
+        if order.work == "compare":
+            _check(never_written(model), "were never written")
+            _check(compare(model, dict(tensors)), "are not what was sent")
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
+def _opened(order: Order, device: torch.device, clock: Stopwatch) -> Iterator[tuple[str, Tensor]]:
+    """The payload's tensors by name. Raises SyncError where its bytes are not the trainer's."""
+    if order.payload is None:
+        return
+    with clock.part("open"):
         payload = opened(order.payload, device)[: order.size]
+    with clock.part("checksum"):
         if (found := checksum(payload)) != order.checksum:
             raise SyncError(f"the payload's {order.size} bytes have checksum {found}, the trainer's {order.checksum}")
-    tensors = [] if payload is None else [(placed.sent.name, placed.view(payload)) for placed in order.tensors]
-    if order.work == "load" and tensors:
-        model.load_weights(tensors)  # type: ignore[operator]  # what SGLang serves has it
-    if order.work == "compare":
-        _check(never_written(model), "were never written")
-        _check(compare(model, dict(tensors)), "are not what was sent")
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    for placed in order.tensors:
+        yield placed.sent.name, placed.view(payload)
 
 
 def _check(wrong: Sequence[str], what: str) -> None:

@@ -19,6 +19,8 @@ class HandOver:
         """usual_bytes: what a payload has at most, but for a tensor that is larger by itself."""
         self._turns = [_Turn(device, usual_bytes) for _ in range(TURNS)]
         self._fault: str | None = None
+        self.seconds: dict[str, float] = {}
+        """That the engine's rank has spent, by part, on all orders that it has answered."""
 
     def room(self, number: int, size: int) -> Tensor:
         """[size] uint8 for the payload of this number, in place of that of TURNS before, which has been answered."""
@@ -46,7 +48,7 @@ class HandOver:
         return () if self._fault is None else (self._fault,)
 
     def _note(self, turn: _Turn) -> None:
-        fault = turn.fault()
+        fault = turn.fault(self.seconds)
         self._fault = self._fault or fault
 
 
@@ -74,8 +76,8 @@ class _Turn:
         self._lent = True
         return self._memory.ticket()
 
-    def fault(self) -> str | None:
-        """Why the order that was given last was not done; null where it was, or none was given."""
+    def fault(self, seconds: dict[str, float]) -> str | None:
+        """Why the order that was given last was not done; null where it was, or none was given. Adds what it took."""
         if self.expected is None:
             return None
         (number, key), self.expected = self.expected, None
@@ -85,6 +87,8 @@ class _Turn:
             if self._memory is not None and lent:
                 self._memory.disown()
             return f"payload {number}: the engine's rank did not answer; its log says why"
+        for part, spent in answer.seconds.items():
+            seconds[part] = seconds.get(part, 0.0) + spent
         return answer.fault and f"payload {number}: {answer.fault}"
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal
 
@@ -81,11 +81,13 @@ class Answer:
     key: str
     fault: str | None = None
     """Why it was not done; null where it was."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Spent on it by the engine's rank, by part: "open", "checksum", and the order's work itself."""
 
     def write(self, memory: Tensor) -> None:
         """Into the memory for it: its text first, then how long it is."""
         fault = self.fault[: ANSWER_BYTES // 8] if self.fault else None  # a character may take six bytes
-        text = json.dumps({"key": self.key, "fault": fault}).encode()
+        text = json.dumps({"key": self.key, "fault": fault, "seconds": dict(self.seconds)}).encode()
         memory[_LENGTH_BYTES : _LENGTH_BYTES + len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         memory[:_LENGTH_BYTES].view(torch.int64).fill_(len(text))
 

@@ -51,4 +51,5 @@ class SyncOutcome:
     """What the engine's rank beside it reported, or did not report; empty where it has all weights, or none was meant
     for it."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Spent by this rank: "gather", "quantize", "deliver", "checksum"."""
+    """Spent by this rank: "gather", "quantize", "deliver", "checksum"; by the engine's rank beside it: "engine_open",
+    "engine_checksum", "engine_begin", "engine_load", "engine_compare"."""

@@ -190,8 +190,11 @@ class _Sync:
         return order.serialized()
 
     def end(self) -> SyncOutcome:
-        faults = self._hand_over.close() if self._hand_over is not None else ()
-        return SyncOutcome(faults, self._clock.seconds)
+        if self._hand_over is None:
+            return SyncOutcome((), self._clock.seconds)
+        faults = self._hand_over.close()
+        engine = {f"engine_{part}": seconds for part, seconds in self._hand_over.seconds.items()}
+        return SyncOutcome(faults, self._clock.seconds | engine)
 
 
 def _placed(bucket: Bucket, courier: int) -> list[Placed]:

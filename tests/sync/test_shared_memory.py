@@ -134,10 +134,10 @@ def test_an_order_comes_out_as_it_went_in() -> None:
 def test_an_answer_comes_out_as_it_went_in(fault: str | None) -> None:
     memory = torch.zeros(ANSWER_BYTES, dtype=torch.uint8)
     assert Answer.read(memory) is None
-    Answer("key", fault).write(memory)
+    Answer("key", fault, {"load": 0.25}).write(memory)
     found = Answer.read(memory)
     assert found is not None
-    assert found.key == "key"
+    assert (found.key, found.seconds) == ("key", {"load": 0.25})
     assert found.fault == (fault and fault[: ANSWER_BYTES // 8])
 
 
@@ -150,8 +150,9 @@ def test_the_first_fault_of_the_other_side_is_told_and_a_late_answer_is_none() -
         # It answers 0; 1 with a fault; 2 as if it were 0; 3 not at all.
         if number < 3:
             memory = opened(hand_over.answer_ticket(number), CPU)
-            Answer(f"key-{number % 2}", "no room" if number == 1 else None).write(memory)
+            Answer(f"key-{number % 2}", "no room" if number == 1 else None, {"open": 1.0}).write(memory)
     assert hand_over.close() == ("payload 1: no room",)
+    assert hand_over.seconds == {"open": 2.0}  # of the two that were meant
     late = HandOver(CPU, 64)
     late.ordered(0, "key")
     Answer("another", None).write(opened(late.answer_ticket(0), CPU))
