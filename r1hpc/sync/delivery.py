@@ -145,7 +145,9 @@ class Delivery:
         try:
             yield
         except Exception as error:
-            self.failure = self.failure or as_error(error, f"{run.names[0]}: could not be encoded")
+            failure = as_error(error, f"{run.names[0]}: could not be encoded")
+            # Its frames hold parts of the payload, whose memory the engine needs next.
+            self.failure = self.failure or failure.with_traceback(None)
 
     def _deliver(self, bucket: Bucket, segments: Mapping[int, Tensor]) -> None:
         exchange: list[dist.P2POp] = []
