@@ -79,7 +79,7 @@ class DrivenRanks:
         try:
             answer = work(*arguments)
         except Exception as error:
-            answer = error
+            answer = error.with_traceback(None)  # else this frame and the error would keep each other, and payloads
         return everyones(answer, self._group)
 
 
