@@ -64,7 +64,10 @@ def runs(segment: Segment, form: SyncForm) -> Iterator[Run]:
 
 
 def encode_run(run: Run, weights: Tensor, form: SyncForm, out: Sequence[Tensor]) -> Quantized:
-    """Write what the weights [E, M, N] are sent as to `out`, which are the run's places; does not wait for a GPU."""
+    """Write what the weights [E, M, N] are sent as to `out`, which are the run's places.
+
+    In block fp8 it does not wait for a GPU. Raises CheckpointError where values that fp8 stands for are not finite.
+    """
     if form is SyncForm.FP8:
         codes, scales = out
         quantize_into(weights, codes, scales)
