@@ -7,10 +7,16 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) r1hpc/rehearsal/bootstrap.py
 BIN = .venv/bin
 
-.PHONY: venv rehearse drills drills-ci test lint bench
+# Steps side by side.
+TOGETHER = $(MAKE) --no-print-directory --output-sync=line --jobs
+
+.PHONY: venv packages rehearse drills drills-ci test lint ruff types imports bench
 
 venv:
 	@$(BOOTSTRAP) venv
+
+packages:
+	@$(BOOTSTRAP) system --test
 
 rehearse: venv
 	@$(BOOTSTRAP) system
@@ -25,14 +31,21 @@ drills-ci: venv
 	@OMP_NUM_THREADS=1 $(BIN)/python -m r1hpc.rehearsal drill --ci
 
 lint: venv
+	@$(TOGETHER) ruff types imports
+
+ruff:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types:
 	$(BIN)/mypy
+
+imports:
 	$(BIN)/lint-imports
 
-test: venv
-	@$(BOOTSTRAP) system --test
-	@$(MAKE) --no-print-directory lint
+test:
+	@$(TOGETHER) venv packages
+	@$(TOGETHER) ruff types imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist loadscope --no-loadscope-reorder
 
 bench: venv
