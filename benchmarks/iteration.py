@@ -45,7 +45,7 @@ def measure(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
         "phase_switch_s": switch,
         "other_s": parts["iteration"] - named,
         "stop_s": _median(plain, "seconds/rollout/stop"),
-        "commit_s": _median([line for line in lines if "seconds/commit" in line], "seconds/commit"),
+        **_commit(lines),
         "sync_send_s": _median(plain, "sync/send_s"),
         "sync_check_s": _median(plain, "sync/check_s"),
         "sync_bytes_per_gpu": _median(plain, "sync/bytes_per_gpu"),
@@ -53,6 +53,12 @@ def measure(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
         "tokens_per_s_train": _median(plain, "tokens_per_s/train"),
         "logprob_difference": _median(plain, "loss/mismatch_abs"),
     }
+
+
+def _commit(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What a commit takes; nothing where none became valid in these iterations."""
+    taken = [line for line in lines if "seconds/commit" in line]
+    return {"commit_s": _median(taken, "seconds/commit")} if taken else {}
 
 
 def _median(lines: Sequence[dict[str, Any]], key: str) -> float:
