@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from r1hpc.errors import R1hpcError
@@ -40,6 +40,7 @@ class Attempt:
         self._full_check = full_check
         self._failed: dict[str, str] = {}
         self._clock = Stopwatch()
+        self._taking = {engine.name: Stopwatch() for engine in engines}
 
     async def run(self) -> SyncReport:
         """What came of it; raises what the trainers raise, and SyncError past the deadline."""
@@ -70,7 +71,11 @@ class Attempt:
             failed=self._failed,
             buckets=outline.buckets,
             bytes_per_gpu=outline.bytes_per_gpu,
-            seconds={**_slowest(outcomes), **self._clock.seconds},
+            seconds={
+                **_slowest([outcome.seconds for outcome in outcomes]),
+                **_slowest([taking.seconds for taking in self._taking.values()]),
+                **self._clock.seconds,
+            },
         )
 
     @property
@@ -93,7 +98,8 @@ class Attempt:
     async def _take(self, engine: EngineEndpoint, payloads: Sequence[str | None]) -> None:
         mine = [payload for rank in engine.ranks if (payload := payloads[rank]) is not None]
         assert len(mine) == len(engine.ranks), f"{engine.name}: {len(mine)} payloads for {len(engine.ranks)} ranks"
-        await self._guarded(engine, engine.control.update_weights(mine, WEIGHT_LOADER, self._timeout_s / _SHARE))
+        with self._taking[engine.name].part("take"):
+            await self._guarded(engine, engine.control.update_weights(mine, WEIGHT_LOADER, self._timeout_s / _SHARE))
 
     async def _open(self, engine: EngineEndpoint) -> None:
         await self._guarded(engine, self._opened(engine))
@@ -134,6 +140,6 @@ class Attempt:
         await asyncio.gather(*works)
 
 
-def _slowest(outcomes: Sequence[SyncOutcome]) -> dict[str, float]:
-    parts = {part for outcome in outcomes for part in outcome.seconds}
-    return {part: max(outcome.seconds.get(part, 0.0) for outcome in outcomes) for part in sorted(parts)}
+def _slowest(everyones: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    parts = {part for seconds in everyones for part in seconds}
+    return {part: max(seconds.get(part, 0.0) for seconds in everyones) for part in sorted(parts)}

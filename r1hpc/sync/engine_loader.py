@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from r1hpc.stopwatch import Stopwatch
 from r1hpc.sync.checksum import checksum
+from r1hpc.sync.engine_placement import load_weights
 from r1hpc.sync.engine_weights import compare, forget, never_written
 from r1hpc.sync.order import ANSWER_BYTES, Answer, Order
 from r1hpc.sync.outline import SyncError
@@ -58,7 +59,7 @@ def _do(model: nn.Module, order: Order, clock: Stopwatch) -> None:
         if order.work == "begin":
             forget(model)
         if order.work == "load" and tensors:
-            model.load_weights(tensors)  # type: ignore[operator]  # what SGLang serves has it
+            load_weights(model, tensors)
         if order.work == "compare":
             _check(never_written(model), "were never written")
             _check(compare(model, dict(tensors)), "are not what was sent")

@@ -51,7 +51,7 @@ def compare(model: nn.Module, sent: Mapping[str, Tensor]) -> list[str]:
 
     Includes the two halves of kv_b_proj that it makes for its absorbed attention. Experts of other ranks are left out.
     """
-    live = _Live(model)
+    live = Live(model)
     wrong = []
     for name, tensor in sent.items():
         places = list(live.places(name, tensor))
@@ -64,7 +64,9 @@ def compare(model: nn.Module, sent: Mapping[str, Tensor]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Expert:
+class Expert:
+    """A tensor of a routed expert, by its Hugging Face name."""
+
     module: str
     number: int
     projection: str
@@ -72,29 +74,35 @@ class _Expert:
     """weight or weight_scale_inv."""
 
     @classmethod
-    def of(cls, name: str) -> _Expert | None:
+    def of(cls, name: str) -> Expert | None:
         match = _EXPERT.fullmatch(name)
         return cls(match[1], int(match[2]), match[3], match[4]) if match else None
 
+    def is_of(self, other: Expert) -> bool:
+        """Whether both are tensors of the same expert."""
+        return (self.module, self.number) == (other.module, other.number)
 
-class _Live:
+
+class Live:
     """Where SGLang keeps what Hugging Face names."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._parameters = dict(model.named_parameters())
+        self._served: dict[str, range] = {}
 
     def expects(self, name: str) -> bool:
         """Whether this rank has to hold it, or a part of it."""
-        expert = _Expert.of(name)
+        expert = Expert.of(name)
         return expert is None or self._local(expert) is not None
 
     def places(self, name: str, tensor: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The part of a parameter that holds the tensor, beside the tensor."""
         if name in self._parameters:
             yield self._parameters[name], tensor
-        elif expert := _Expert.of(name):
-            yield from self._expert(expert, tensor)
+        elif expert := Expert.of(name):
+            if (place := self.expert_place(expert)) is not None:
+                yield place, tensor
         elif (fused := self._named(name, "q_a_proj", "fused_qkv_a_proj_with_mqa")) is not None:
             yield fused[: len(tensor)], tensor
         elif (fused := self._named(name, "kv_a_proj_with_mqa", "fused_qkv_a_proj_with_mqa")) is not None:
@@ -107,23 +115,27 @@ class _Live:
     def _named(self, name: str, projection: str, fused: str) -> Tensor | None:
         return self._parameters.get(name.replace(f".{projection}.", f".{fused}."))
 
-    def _expert(self, expert: _Expert, tensor: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def expert_place(self, expert: Expert) -> Tensor | None:
+        """The part of a parameter that holds this tensor of an expert, or what this rank has of it.
+
+        null where another rank has the expert.
+        """
         local = self._local(expert)
         joined = "w2" if expert.projection == "down" else "w13"
         parameter = self._parameters.get(f"{expert.module}.{joined}_{expert.what}")
         if local is None or parameter is None:
-            return
-        matrix = parameter[local]
-        if expert.projection != "down":
-            matrix = matrix.chunk(2)[expert.projection == "up"]
-        yield matrix, tensor
+            return None
+        matrix = parameter.data[local]
+        return matrix if expert.projection == "down" else matrix.chunk(2)[expert.projection == "up"]
 
-    def _local(self, expert: _Expert) -> int | None:
+    def _local(self, expert: Expert) -> int | None:
         """Its place among the experts of this rank; null where another rank has it."""
-        module = self._model.get_submodule(expert.module)
-        count, rank = int(module.num_local_experts), int(module.moe_ep_rank)  # type: ignore[arg-type]
-        place = expert.number - rank * count
-        return place if 0 <= place < count else None
+        if expert.module not in self._served:
+            module = self._model.get_submodule(expert.module)
+            count, rank = int(module.num_local_experts), int(module.moe_ep_rank)  # type: ignore[arg-type]
+            self._served[expert.module] = range(rank * count, (rank + 1) * count)
+        served = self._served[expert.module]
+        return expert.number - served.start if expert.number in served else None
 
 
 def _absorbed_alike(model: nn.Module, name: str, sent: Mapping[str, Tensor]) -> bool:

@@ -20,7 +20,8 @@ class SyncReport:
     buckets: int = 0
     bytes_per_gpu: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """"total"; of the driver "send" and "check"; of the slowest rank what SyncOutcome names."""
+    """"total"; of the driver "send" and "check"; of the slowest engine "take", for each payload from the request to its
+    answer; of the slowest rank what SyncOutcome names."""
 
     def retried_by(self, second: SyncReport) -> SyncReport:
         """This attempt and the one after it, at the engines that failed."""
