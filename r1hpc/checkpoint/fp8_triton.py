@@ -135,9 +135,10 @@ def _quotients(values, scale, steps: tl.constexpr):
     """
     reciprocal = tl.div_rn(1.0, scale)
     quotients = values * reciprocal
+    # With signs in this order a zero keeps its own. Triton's minus is 0 - x, which makes 0.0 of 0.0.
+    against, away = values * -1.0, reciprocal * -1.0
     for _ in tl.static_range(steps):
-        # In this order of signs a zero keeps its own.
-        quotients = tl.fma(-tl.fma(quotients, scale, -values), reciprocal, quotients)
+        quotients = tl.fma(tl.fma(quotients, scale, against), away, quotients)
     return quotients
 
 

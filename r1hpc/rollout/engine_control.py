@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import httpx
 
 from r1hpc.errors import R1hpcError
 from r1hpc.rollout.guard import authorization
+from r1hpc.rollout.transport import NO_TLS
 
 MemoryTag = Literal["weights", "kv_cache", "cuda_graph"]
 ALL_TAGS: tuple[MemoryTag, ...] = ("weights", "kv_cache", "cuda_graph")
@@ -38,7 +39,7 @@ class EngineControl:
 
     async def refuses_strangers(self, timeout_s: float = 30.0) -> bool:
         """Whether the server refuses who does not show its key."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=timeout_s, trust_env=False, verify=False) as stranger:
+        async with _client(self.url, {}, timeout_s) as stranger:
             reply = await self._sent(stranger, "GET", "/model_info", None, expected=(httpx.codes.OK, _UNAUTHORIZED))
         return reply.status_code == _UNAUTHORIZED
 
@@ -113,7 +114,9 @@ class EngineControl:
         return reply
 
     def _client(self, timeout_s: float) -> httpx.AsyncClient:
-        # No proxy of the site between the nodes of a run, and no certificates to read for what is plain HTTP.
-        return httpx.AsyncClient(
-            base_url=self.url, headers=self._headers, timeout=timeout_s, trust_env=False, verify=False
-        )
+        return _client(self.url, self._headers, timeout_s)
+
+
+def _client(url: str, headers: Mapping[str, str], timeout_s: float) -> httpx.AsyncClient:
+    # No proxy of the site between the nodes of a run.
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_s, trust_env=False, verify=NO_TLS)

@@ -55,9 +55,10 @@ def _carry_out(model: nn.Module, order: Order) -> None:
 def _do(model: nn.Module, order: Order, clock: Stopwatch) -> None:
     device = next(model.parameters()).device
     tensors = list(_opened(order, device, clock))
-    with clock.part(order.work):
-        if order.work == "begin":
+    if order.first:
+        with clock.part("forget"):
             forget(model)
+    with clock.part(order.work):
         if order.work == "load" and tensors:
             load_weights(model, tensors)
         if order.work == "compare":

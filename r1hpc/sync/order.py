@@ -15,9 +15,9 @@ from torch import Tensor
 
 from r1hpc.sync.encoding import SentTensor
 
-Work = Literal["begin", "load", "compare"]
-"""begin: make every weight NaN, so that one that is never sent shows. load: put the payload's tensors into the model.
-compare: look for weights that are NaN still, and hold the payload's tensors against the model's."""
+Work = Literal["load", "compare"]
+"""load: put the payload's tensors into the model. compare: look for weights that were never written, and hold the
+payload's tensors against the model's."""
 
 ANSWER_BYTES = 1 << 14
 _LENGTH_BYTES = 8
@@ -50,6 +50,8 @@ class Order:
     """Bytes of the payload."""
     checksum: int
     tensors: tuple[Placed, ...]
+    first: bool = False
+    """Of a sync: before anything else make every weight NaN, so that one that is never sent shows."""
 
     def serialized(self) -> str:
         """As POST /update_weights_from_tensor wants it: base64 of a pickled list of (name, tensor).
@@ -82,7 +84,7 @@ class Answer:
     fault: str | None = None
     """Why it was not done; null where it was."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Spent on it by the engine's rank, by part: "open", "checksum", and the order's work itself."""
+    """Spent on it by the engine's rank, by part: "open", "checksum", "forget", "load", "compare"."""
 
     def write(self, memory: Tensor) -> None:
         """Into the memory for it: its text first, then how long it is."""

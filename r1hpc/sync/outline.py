@@ -52,4 +52,4 @@ class SyncOutcome:
     for it."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Spent by this rank: "gather", "quantize", "deliver", "checksum"; by the engine's rank beside it: "engine_open",
-    "engine_checksum", "engine_begin", "engine_load", "engine_compare"."""
+    "engine_checksum", "engine_forget", "engine_load", "engine_compare"."""

@@ -82,7 +82,6 @@ class WeightPublisher:
         samples = self._samples(self._assemblies)
         compared = buckets if full_check else (make_bucket(samples, self._form, routes.to),)
         steps = [
-            Step("begin", Bucket(())),
             *(Step("load", bucket) for bucket in buckets),
             *(Step("compare", bucket) for bucket in compared),
         ]
@@ -179,6 +178,7 @@ class _Sync:
         with self._clock.part("checksum"):
             order = Order(
                 work=step.work,
+                first=number == 0,
                 key=f"{self._nonce}-{number}",
                 answer=self._hand_over.answer_ticket(number),
                 payload=self._hand_over.payload_ticket(number) if payload.numel() else None,

@@ -89,6 +89,10 @@ class Quantized:
     weights: Tensor
     scales: Tensor
 
+    def is_finite(self) -> Tensor:
+        """Whether all weights are, [] bool; does not wait for a GPU."""
+        return self.scales.amax().isfinite()
+
     def check(self) -> None:
         """Raise CheckpointError for a weight that is not finite."""
         check_quantized(self.run.names, self.weights, self.scales)

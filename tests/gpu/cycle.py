@@ -200,7 +200,7 @@ async def spoil(turns: Turns, trainer: TrainerRank, server: EngineServer, config
     # As after any turn of the trainer: what lies in the engine's memory is not what it was.
     await turns.engine.control.release_memory(["weights"])
     await turns.engine.control.resume_memory(["weights"])
-    ranks.tamper = skip_begin
+    ranks.tamper = skip_forgetting
     report = await publish(ranks, [turns.engine], 91, timeout_s=TIMEOUT_S)
     found.control = {"published": report.published}
     ranks.tamper = None
@@ -378,17 +378,17 @@ def say_wrong_device(bucket: int, payloads: list[str | None]) -> None:
         payloads[0] = replace(order, payload={**order.payload, "uuid": "another"}).serialized()
 
 
-def skip_begin(bucket: int, payloads: list[str | None]) -> None:
+def skip_forgetting(bucket: int, payloads: list[str | None]) -> None:
     """As a sender would that knows of no weights but those of the checkpoint."""
     if bucket == 0:
-        payloads[:] = [_without_work(payload) for payload in payloads]
+        payloads[:] = [_as_a_later_one(payload) for payload in payloads]
 
 
-def _without_work(payload: str | None) -> str | None:
+def _as_a_later_one(payload: str | None) -> str | None:
     if payload is None:
         return None
     order: Order = order_of(payload)
-    return replace(order, work="load").serialized()
+    return replace(order, first=False).serialized()
 
 
 def limits(device: torch.device) -> Mapping[str, float]:

@@ -175,7 +175,7 @@ def test_the_engine_has_the_trainers_weights_and_says_their_version(told: Told) 
     assert told.first.buckets > 5
     assert told.first.seconds["total"] >= told.first.seconds["send"] > 0
     engine = {part for part in told.first.seconds if part.startswith("engine_")}
-    assert engine == {f"engine_{part}" for part in ("open", "checksum", "begin", "load", "compare")}
+    assert engine == {f"engine_{part}" for part in ("open", "checksum", "forget", "load", "compare")}
 
 
 @pytest.mark.parametrize(

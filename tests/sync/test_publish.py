@@ -125,7 +125,7 @@ def test_both_engines_are_given_all_weights_and_stamped_once_at_the_end(told: To
     assert (report.version, report.published, report.failed) == (5, ("good", "bad"), {})
     assert told.versions["fine"] == [["default", "5"], ["default", "5"]]
     assert told.shelves[0] == told.shelves[1]
-    assert set(report.seconds) == {"gather", "quantize", "deliver", "checksum", "send", "check", "total"}
+    assert set(report.seconds) == {"gather", "quantize", "deliver", "checksum", "take", "send", "check", "total"}
     # All of the model once: parameters in float32 and a router bias; tensors begin at multiples of 256.
     sent = sum(-(-len(data) // 256) * 256 for _, _, data in told.shelves[0].values())
     assert report.bytes_per_gpu == sent
