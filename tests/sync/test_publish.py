@@ -80,10 +80,10 @@ async def story(ranks: DrivenRanks) -> Told:
 
     await run("fine")
     await run("left open", open=True)
-    await run("fault", fault_at={2: "no such weight"})
-    await run("silent", silent_at=3)
-    await run("refused", refuse_at=4)
-    await run("hang", hang_at=2)
+    await run("fault", fault_at={1: "no such weight"})
+    await run("silent", silent_at=2)
+    await run("refused", refuse_at=3)
+    await run("hang", hang_at=1)
     async with ShelfServer().serving() as alone:
         gone = EngineEndpoint("gone", EngineControl("http://127.0.0.1:9"), KNOWN, (1,))
         reports["gone"] = await publish(ranks, [endpoint("good", alone, 0), gone], 5, timeout_s=TIMEOUT_S)
@@ -139,8 +139,8 @@ def test_an_update_that_was_left_open_is_closed_first(told: Told) -> None:
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("fault", "rank 1: payload 2: no such weight"),
-        ("silent", "rank 1: payload 3: the engine's rank did not answer"),
+        ("fault", "rank 1: payload 1: no such weight"),
+        ("silent", "rank 1: payload 2: the engine's rank did not answer"),
         ("refused", "no room"),
     ],
 )
