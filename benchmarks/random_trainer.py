@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ PROMPT_LEN = 64
 CALM = ("linear_proj.weight", "linear_fc2.weight", "linear_fc2_weight")
 """Of the matrices whose products are added to the stream: smaller, so that no layer drowns the one before."""
 
-HEADS_OF_R1 = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+HEADS_OF_R1 = {"max_position_embeddings": 65536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 GROUPS = {"num_experts_per_tok": 4, "n_group": 4, "topk_group": 2}
 SIZES: Mapping[str, Mapping[str, int]] = {
     "tiny": {},
@@ -118,6 +119,11 @@ class Workload:
             "rollout.num_steps_per_rollout=1",
             f"perf.max_tokens_per_gpu={self.max_tokens}",
             "optimizer.lr=1.0e-6",
+            # As the planner refuses what cannot be converted: a checkpoint in one slice.
+            "convert.pipeline_model_parallel_size=1",
+            "convert.expert_model_parallel_size=1",
+            "convert.decoder_first_pipeline_num_layers=null",
+            "convert.decoder_last_pipeline_num_layers=null",
         ]
         return load_config(CONFIG, overrides=overrides).config
 
@@ -186,6 +192,15 @@ def with_max_tokens(actor: TrainActor, max_tokens: int, samples: Sequence[Sample
 def parameters(actor: TrainActor) -> int:
     """Of the model."""
     return sum(parameter.numel() for parameter in actor.model.parameters())
+
+
+def used_bytes() -> int:
+    """Of the whole GPU, by anyone, as the driver counts; asked of another process, so that this one uses nothing yet."""
+    if not on_gpu():
+        return 0
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return int(found.stdout.split()[0]) * 2**20
 
 
 def synchronize() -> None:
