@@ -37,7 +37,7 @@ def main() -> int:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--billions", type=float, default=1.2 if torch.cuda.is_available() else 0.02)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, max(1, cores // 2), cores}))
-    parser.add_argument("--pieces", type=float, nargs="+", default=[4.0], help="Mi values of a piece, one after another")
+    parser.add_argument("--pieces", type=float, nargs="+", default=[4.0], help="Mi values of a piece, in turn")
     options = parser.parse_args()
     figures: dict[str, float] = {"parameters_b": options.billions, "cores": cores}
     if torch.cuda.is_available():

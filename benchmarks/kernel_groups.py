@@ -24,17 +24,10 @@ _WORDS: Sequence[tuple[str, Sequence[str]]] = (
     (ATTENTION, ("sdpa", "flash", "fmha", "attention", "compute_dot_do_o", "convert_dq", "cudnn::fusion")),
     (GROUPED, ("groupproblemshape", "grouped_gemm", "groupedgemm", "grouped_mm")),
     # Before matrix products: "bitonic" and "radix" sort, "gathertopk" and "indexselect" move rows.
-    (
-        MOVING,
-        ("indexselect", "indexfunc", "index", "gather", "scatter", "sort", "topk", "devicescan", "deviceselect")
-        + ("embedding", "cumsum", "triton_poi_fused_index"),
-    ),
+    (MOVING, ("index", "gather", "scatter", "sort", "topk", "devicescan", "deviceselect", "embedding", "cumsum")),
     (DENSE, ("nvjet", "gemm", "gemv", "splitk", "cutlass", "cublas", "s16816", "aten::mm", "aten::bmm", "aten::addmm")),
-    (
-        ELEMENTWISE,
-        ("elementwise", "norm", "reduce", "triton_", "softmax", "catarray", "memset", "memcpy dtod", "multi_tensor")
-        + ("foreach", "fill", "distribution", "aten::"),
-    ),
+    (ELEMENTWISE, ("elementwise", "norm", "reduce", "triton_", "softmax", "catarray", "memset", "memcpy dtod")),
+    (ELEMENTWISE, ("multi_tensor", "foreach", "fill", "distribution", "aten::")),
 )
 """The first group with a word that the name has, in lower case, is its group."""
 

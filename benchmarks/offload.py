@@ -71,9 +71,7 @@ def measure(size: str) -> dict[str, float]:
         moments["woken"] = Memory.now(before)
         print("| moment | allocated, GB | reserved, GB | used of the GPU, GB |\n|---|---|---|---|")
         for name, memory in moments.items():
-            print(
-                f"| {name} | {memory.allocated / 1e9:.3f} | {memory.reserved / 1e9:.3f} | {memory.used / 1e9:.3f} |"
-            )
+            print(f"| {name} | {memory.allocated / 1e9:.3f} | {memory.reserved / 1e9:.3f} | {memory.used / 1e9:.3f} |")
         figures = times(actor)
         figures["parameters_b"] = parameters(actor) / 1e9
     asleep = moments["asleep, trained"]
@@ -127,9 +125,6 @@ def plain_copies(size_bytes: int) -> tuple[float, float]:
     down = best_seconds(finished(lambda: host.copy_(device, non_blocking=True)), REPETITIONS)
     up = best_seconds(finished(lambda: device.copy_(host, non_blocking=True)), REPETITIONS)
     arena.close()
-    del device
-    if on_gpu():
-        torch.cuda.empty_cache()
     return down, up
 
 

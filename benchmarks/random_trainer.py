@@ -32,8 +32,8 @@ PROMPT_LEN = 64
 CALM = ("linear_proj.weight", "linear_fc2.weight", "linear_fc2_weight")
 """Of the matrices whose products are added to the stream: smaller, so that no layer drowns the one before."""
 
-HEADS_OF_R1 = {"max_position_embeddings": 65536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
-GROUPS = {"num_experts_per_tok": 4, "n_group": 4, "topk_group": 2}
+HEADS_OF_R1 = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+GROUPS = {"num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "max_position_embeddings": 65536}
 SIZES: Mapping[str, Mapping[str, int]] = {
     "tiny": {},
     "0.1b": HEADS_OF_R1
@@ -195,7 +195,7 @@ def parameters(actor: TrainActor) -> int:
 
 
 def used_bytes() -> int:
-    """Of the whole GPU, by anyone, as the driver counts; asked of another process, so that this one uses nothing yet."""
+    """Of the whole GPU, by anyone, as the driver counts. Asked by another process: this one may use nothing yet."""
     if not on_gpu():
         return 0
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]

@@ -202,7 +202,9 @@ def profile_micro_batch(actor: TrainActor, case: Case, scratch: Path) -> dict[st
     for name, found in columns.items():
         found[IDLE] = max(0.0, plain_ms[name] - busy_ms(kernels[name]))  # type: ignore[assignment]
     tokens = alone.samples * alone.length
-    print(f"\nA micro-batch of {tokens:,} tokens, all layers recomputed; ms, and shares of the time without a profiler.")
+    print(
+        f"\nA micro-batch of {tokens:,} tokens, all layers recomputed; ms, and shares of the time without a profiler."
+    )
     print("| kernels | " + " | ".join(columns) + " |\n|---|---|---|")
     for group in sorted({group for found in columns.values() for group in found}, key=lambda group: group == IDLE):
         cells = [f"{found[group]:.2f} ({found[group] / plain_ms[name]:.1%})" for name, found in columns.items()]
@@ -220,7 +222,7 @@ def profile_micro_batch(actor: TrainActor, case: Case, scratch: Path) -> dict[st
 def kernels_of(work: Callable[[], object], scratch: Path) -> list[Kernel]:
     """What ran on the device, or on a CPU in its place."""
     activities = [ProfilerActivity.CUDA if on_gpu() else ProfilerActivity.CPU]
-    with profile(activities=activities) as profiler:  # type: ignore[no-untyped-call]
+    with profile(activities=activities) as profiler:
         work()
         synchronize()
     with tempfile.NamedTemporaryFile(suffix=".json", dir=scratch) as file:
