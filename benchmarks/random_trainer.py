@@ -16,6 +16,7 @@ import numpy
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch import nn
 
 from r1hpc.actors.process_setup import trainer_environment
 from r1hpc.config import Config, load_config
@@ -171,14 +172,20 @@ def trainer(workload: Workload, scratch: Path) -> Iterator[TrainActor]:
 
 
 @torch.no_grad()
-def fill(actor: TrainActor) -> None:
-    """Give the model random weights and be as after `TrainActor.load`."""
+def randomize(model: nn.Module) -> None:
+    """Draw all weights where they lie."""
     torch.manual_seed(0)
-    for name, weight in weights(actor.model).items():
+    for name, weight in weights(model).items():
         if weight.dim() == 1:
             weight.fill_(0.0 if "bias" in name else 1.0)
         else:
             weight.normal_(std=0.006 if name.endswith(CALM) else 0.02)
+
+
+@torch.no_grad()
+def fill(actor: TrainActor) -> None:
+    """Give the model random weights and be as after `TrainActor.load`."""
+    randomize(actor.model)
     actor.optimizer.restart()
     actor._begin(LearningRate(Schedule.of(actor.config.optimizer, actor.config.total_steps)))
 
