@@ -1,6 +1,6 @@
 """Seconds and GB/s of host Adam beside plain copies of host memory, and of the bus, in the same process.
 
-    python -m benchmarks.host_adam [--billions 1.2] [--threads 1 4 8 16] [--pieces 4]
+    python -m benchmarks.host_adam [--billions 1.2] [--threads 8 16] [--pieces 4]
 
 bf16 weights and float32 gradients on the GPU, masters and moments pinned in host memory, copies overlapped, as in the
 recipe; parameters as of a layer of R1's experts. For each number of threads: the whole step, the kernel alone (its
@@ -36,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--billions", type=float, default=1.2 if torch.cuda.is_available() else 0.02)
-    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, max(1, cores // 2), cores}))
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({max(1, cores // 2), cores}))
     parser.add_argument("--pieces", type=float, nargs="+", default=[4.0], help="Mi values of a piece, in turn")
     options = parser.parse_args()
     figures: dict[str, float] = {"parameters_b": options.billions, "cores": cores}

@@ -149,6 +149,8 @@ class Workload:
 def world() -> Iterator[Path]:
     """A world of one process as a run makes it, as long as the block; gives a folder for it."""
     os.environ.update(trainer_environment("cuda" if on_gpu() else "cpu", "lo"))
+    if on_gpu():
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as scratch:
         # No device is named: communicators are made when they are first used, as in a run.
         dist.init_process_group(

@@ -87,11 +87,11 @@ def main() -> int:
 
 def measure(size: str, profiled: bool) -> dict[str, float]:
     """Figures by `<case>_<what>`; prints the tables."""
-    peak = product_flops()
     cases = make_cases(size)
-    figures = {"product_tflops": peak / 1e12}
-    print(f"plain product: {peak / 1e12:.1f} TFLOP/s")
     with world() as scratch, trainer(cases[0].workload, scratch) as actor:
+        peak = product_flops()
+        figures = {"product_tflops": peak / 1e12}
+        print(f"plain product: {peak / 1e12:.1f} TFLOP/s")
         figures["parameters_b"] = parameters(actor) / 1e9
         print(f"{parameters(actor) / 1e9:.3f} B parameters; seconds are of a step")
         print(
