@@ -29,6 +29,7 @@ from r1hpc.actors.process_setup import trainer_environment
 from r1hpc.checkpoint.fp8_format import QUANTIZATION
 from r1hpc.cluster.ports import PortBand
 from r1hpc.config import Config, load_config
+from r1hpc.model import compat
 from r1hpc.model.build import build_model
 from r1hpc.model.parallel import Layout
 from r1hpc.model.settings import TrainSettings
@@ -182,6 +183,7 @@ def measure(
 
 def host_copy(config: Config, values: dict[str, Any]) -> tuple[HostWeights, HeldModel]:
     """The copy "actor" of a model with random weights, of which the GPU keeps nothing; and what it holds of it."""
+    compat.prepare(config.hosts.device)
     Layout.of(config.perf).initialize()
     settings = TrainSettings.of(config.perf, config.megatron, config.hosts.device)
     model = build_model(values, Layout.of(config.perf), settings)
