@@ -41,6 +41,7 @@ NEEDS = Requirements(
     shm_bytes=64 * GIB,
     disk_bytes=20_000 * GIB,
     nofile=65536,
+    locked_memory=True,
     fabric_interface="ib0",
 )
 
@@ -107,7 +108,7 @@ def test_unlimited_open_files_are_enough() -> None:
 
 
 def test_a_rehearsal_counts_slots_instead_of_gpus_and_tolerates_other_runs_on_its_machine() -> None:
-    needs = replace(NEEDS, device="cpu", gpus=2)
+    needs = replace(NEEDS, device="cpu", gpus=2, locked_memory=False)
     nothing = replace(GOOD, gpus=GpuFacts(0), memlock_hard=65536, foreign_processes=("pid 7 (x) of run r",))
     assert _findings(nothing, needs) == [("warning", "another run is still there: pid 7 (x) of run r")]
     assert _findings(replace(GOOD, logical_slots=2), needs) == []
