@@ -45,9 +45,7 @@ class LessonTokens:
         shown: str = self._tokenizer.decode(tokens[:ended])
         return shown
 
-    def batch(
-        self, lesson: Sequence[tuple[Problem, str]], device: torch.device | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, lesson: Sequence[tuple[Problem, str]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """[B, L] tokens and [B, L] targets: the response and its end; all else, padding too, is UNTRAINED."""
         responses = self._encode([response for _, response in lesson])
         rows = [

@@ -71,9 +71,7 @@ def untaught_model(config: Mapping[str, Any], pace: Pace, device: torch.device, 
     return model
 
 
-def teach(
-    config: Mapping[str, Any], pace: Pace, device: torch.device, seed: int, say: Callable[[str], None]
-) -> Model:
+def teach(config: Mapping[str, Any], pace: Pace, device: torch.device, seed: int, say: Callable[[str], None]) -> Model:
     """The taught model, on `device` and in the pace's precision."""
     model = untaught_model(config, pace, device, seed)
     tokens = LessonTokens(config, taught_problems())
@@ -207,9 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, default=TINY_R1, help="the model's config.json (default: tiny-r1's)")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="fewer or more than the size of the model asks for")
-    parser.add_argument(
-        "--prompts", type=Path, metavar="DIR", help="also write prompts.jsonl and held_out.jsonl there"
-    )
+    parser.add_argument("--prompts", type=Path, metavar="DIR", help="also write prompts.jsonl and held_out.jsonl there")
     parser.add_argument("--seed", type=int, default=0, help="of weights and lessons (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace the checkpoint that is in OUT")
     return parser

@@ -12,6 +12,7 @@ from r1hpc.cluster.facts import NodeFacts, collect, read_facts, write_facts
 from r1hpc.cluster.gpus import GpuFacts, gpu_facts, logical_slots
 from r1hpc.cluster.preflight import GIB, Check, Finding, Requirements, absent, judge, misplaced
 from r1hpc.cluster.preflight_report import Report, to_json, to_text
+from r1hpc.config import load_config
 
 H100 = 81559 * 2**20  # what NVML reports of an 80 GB H100
 GOOD = NodeFacts(
@@ -105,6 +106,15 @@ def test_each_shortage_is_told_with_its_numbers(facts: NodeFacts, level: str, re
 
 def test_unlimited_open_files_are_enough() -> None:
     assert _findings(replace(GOOD, nofile_hard=-1)) == []
+
+
+def test_one_host_has_no_fabric_and_needs_no_limits_for_it() -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / "gpu1.yaml", environ={}).config.hosts
+    needs = Requirements.of(config, 0, 0)
+    alone = replace(GOOD, memlock_hard=65536, nofile_hard=4096)
+    assert _findings(alone, needs) == []
+    several = Requirements.of(config.model_copy(update={"num_nodes": 2}), 0, 0)
+    assert len(_findings(alone, several)) == 2
 
 
 def test_a_rehearsal_counts_slots_instead_of_gpus_and_tolerates_other_runs_on_its_machine() -> None:
