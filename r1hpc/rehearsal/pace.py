@@ -51,4 +51,4 @@ class Pace:
         relative = width / TINY_WIDTH
         deviation = TINY_DEVIATION / relative**0.5
         residual = deviation / (2 * config["num_hidden_layers"]) ** 0.5
-        return cls(400, 128, TINY_RATE / relative**0.75, deviation, residual, "bfloat16", "grouped_mm")
+        return cls(300, 128, TINY_RATE / relative**0.75, deviation, residual, "bfloat16", "grouped_mm")

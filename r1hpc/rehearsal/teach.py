@@ -58,7 +58,7 @@ def untaught_model(config: Mapping[str, Any], pace: Pace, device: torch.device, 
     torch.manual_seed(seed)
     with device:  # random numbers are drawn where they stay: a billion of them take a core ten seconds
         model = build(
-            DeepseekV3Config(**config | {"initializer_range": pace.initial_deviation}),
+            DeepseekV3Config(**{**config, "initializer_range": pace.initial_deviation}),
             attn_implementation="eager",
             experts_implementation=pace.experts,
             dtype=torch.float32,

@@ -7,6 +7,7 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,11 +153,11 @@ def test_masters_keep_changes_that_bfloat16_would_lose(model: Any) -> None:
     gradient = weight.grad.float()
     weights.take_gradients()
     assert weight.grad is None
-    assert torch.equal(master.grad, gradient) and master.dtype == torch.float32
+    assert master.grad is not None and torch.equal(master.grad, gradient)
     # 1 and the next larger bfloat16, 1 + 2 ** -7: three steps of a quarter make the way more than half.
     for steps, expected in enumerate((1.0, 1.0, 1 + 2**-7), 1):
         with torch.no_grad():
-            master += 2**-9
+            master.add_(2**-9)
         weights.give_weights()
         assert set(weight.tolist()) == {expected}, steps
 
@@ -172,7 +173,7 @@ def test_grouped_experts_in_bfloat16_learn_what_those_in_float32_do() -> None:
     # Untaught it would be 13 tokens and more of log(512) = 6.2 each.
     assert first == pytest.approx(second, rel=0.03) and first < 70
     biases = [own.model.layers[1].mlp.gate.e_score_correction_bias for own in (large, plain)]
-    assert torch.allclose(*biases, atol=4 * SPEED) and biases[0].any()
+    assert torch.allclose(biases[0], biases[1], atol=4 * SPEED) and biases[0].any()
 
 
 def test_a_wider_model_is_taught_and_written_with_its_prompts(
@@ -214,15 +215,15 @@ def test_the_exam_counts_right_answers() -> None:
         def __init__(self) -> None:
             self.step = 0
 
-        def __call__(self, rows: torch.Tensor, **_: object) -> Any:
+        def __call__(self, rows: torch.Tensor, **cache: object) -> Any:
             _, targets = tokens.batch([(SUM, SUM.guess(0)), (DIFFERENCE, DIFFERENCE.guess(1))])
             answers = [row[row != UNTRAINED] for row in targets]
             logits = torch.full((len(rows), 1, 320), -1e9)
             for row in range(len(rows)):
-                answer = answers[row // SAMPLES]
+                answer = answers[row // SAMPLES].tolist()
                 logits[row, 0, answer[min(self.step, len(answer) - 1)]] = 0
             self.step += 1
-            return type("Out", (), {"logits": logits, "past_key_values": None})
+            return SimpleNamespace(logits=logits, past_key_values=None)
 
     tokens = LessonTokens(TINY, [SUM, DIFFERENCE])
     assert share_right(Knows(), tokens, [SUM, DIFFERENCE]) == 0.5
