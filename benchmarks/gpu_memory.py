@@ -12,7 +12,6 @@ seconds on an H200. Without a GPU: the tiny model, and live results of operators
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch.distributed as dist
 
 from benchmarks.logprobs import LiveBytes
 from benchmarks.random_trainer import Workload, on_gpu, synchronize, trainer, used_bytes, world
+from benchmarks.training import run
 from r1hpc.plan.plan import make_plan
 
 OUTSIDE_TORCH = ("process groups", "trainer process")
@@ -51,24 +51,33 @@ class Peak:
 
 
 def main() -> int:
-    """Measure and report."""
+    """Measure each size in a process of its own: communicators and graphs of an earlier trainer would count too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["0.1b", "0.5b", "1.2b"] if on_gpu() else ["tiny"])
     parser.add_argument("--tokens", type=int, default=16384 if on_gpu() else 512)
     options = parser.parse_args()
-    before = used_bytes()
+    if len(options.sizes) == 1:
+        print(json.dumps(measure(options.sizes[0], options.tokens)))
+        return 0
     figures: dict[str, float] = {}
-    with world() as scratch:
-        for name, value in process_constants(before).items():
-            figures[name] = value
-            print(f"{name:<24} {value:.3f} GB")
-        for size in options.sizes:
-            length = min(4096 if on_gpu() else 64, options.tokens)
-            workload = Workload(size, 2 * options.tokens // length, length, options.tokens)
-            predicted, peak = predicted_parts(workload, scratch), measured_peak(workload, scratch, before)
-            figures |= report(size, predicted, peak)
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    for size in options.sizes:
+        figures |= run("benchmarks.gpu_memory", "--sizes", size, "--tokens", str(options.tokens))
+    print(json.dumps(figures))
     return 0
+
+
+def measure(size: str, tokens: int) -> dict[str, float]:
+    """One size; prints its table."""
+    before = used_bytes()
+    length = min(4096 if on_gpu() else 64, tokens)
+    workload = Workload(size, 2 * tokens // length, length, tokens)
+    with world() as scratch:
+        figures = process_constants(before)
+        for name, value in figures.items():
+            print(f"{name:<24} {value:.3f} GB")
+        predicted, peak = predicted_parts(workload, scratch), measured_peak(workload, scratch, before)
+        figures |= report(size, predicted, peak)
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def predicted_parts(workload: Workload, scratch: Path) -> dict[str, int]:
@@ -79,10 +88,7 @@ def predicted_parts(workload: Workload, scratch: Path) -> dict[str, int]:
 
 
 def measured_peak(workload: Workload, scratch: Path, before: int) -> Peak:
-    """Of an update after a first one; what earlier trainers left to the allocator is given back before."""
-    gc.collect()
-    if on_gpu():
-        torch.cuda.empty_cache()
+    """Of an update after a first one."""
     with trainer(workload, scratch) as actor:
         samples = workload.make_samples()
         resident = sum(buffer.nbytes for buffer in actor.memory._sizes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,6 +263,29 @@ def test_gpus_are_counted_by_device_file_and_limited_by_what_the_job_may_see(tmp
     assert gpu_facts({"CUDA_VISIBLE_DEVICES": "0,2"}, tmp_path).visible == 2
     assert gpu_facts({"CUDA_VISIBLE_DEVICES": ""}, tmp_path).visible == 0
     assert gpu_facts({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, tmp_path).visible == 3
+
+
+def test_what_the_driver_answers_counts_and_no_device_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual machine may have no /dev/nvidia0. The module stands for NVML's binding."""
+    held = [[types.SimpleNamespace(pid=7, usedGpuMemory=1 << 30)], []]
+    nvml = types.SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: b"NVIDIA H200",
+        nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(total=150 << 30),
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: [types.SimpleNamespace(pid=7, usedGpuMemory=1 << 30)][
+            handle:
+        ],
+        nvmlSystemGetDriverVersion=lambda: "580",
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    facts = gpu_facts({}, tmp_path)
+    assert (facts.visible, facts.names, facts.driver) == (2, ("NVIDIA H200", "NVIDIA H200"), "580")
+    assert list(facts.foreign) == ["GPU 0: pid 7 holds 1.0 GiB"]
+    assert gpu_facts({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path).visible == 1
 
 
 def test_logical_slots_are_what_the_scheduler_gave() -> None:
