@@ -276,9 +276,7 @@ def test_what_the_driver_answers_counts_and_no_device_file(tmp_path: Path, monke
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetName=lambda handle: b"NVIDIA H200",
         nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(total=150 << 30),
-        nvmlDeviceGetComputeRunningProcesses=lambda handle: [types.SimpleNamespace(pid=7, usedGpuMemory=1 << 30)][
-            handle:
-        ],
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: held[handle],
         nvmlSystemGetDriverVersion=lambda: "580",
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
