@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,8 @@ class TrainerRank:
     def __init__(self, config: Config, place: Place, rendezvous: Rendezvous, threads: int) -> None:
         """Meet the other ranks and build this one's part of the model, without weights."""
         torch.set_num_threads(threads)
-        logger.info("rank %d computes with %d threads", place.rank, threads)
+        cores = len(os.sched_getaffinity(0))
+        logger.info("rank %d computes with %d threads, and may use %d cores", place.rank, threads, cores)
         self._place = place
         self._gpu = place.gpu if config.hosts.device == "cuda" else None
         device = torch.device("cpu")
