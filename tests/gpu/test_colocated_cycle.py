@@ -148,7 +148,7 @@ def test_the_engine_computes_what_the_trainer_does_after_each_sync(play: Play, f
 
 
 def test_in_fp8_it_is_its_activations_alone_that_differ_at_first(play: Play, found: Found) -> None:
-    """The trainer begins with the values that the engine's codes stand for: what is left is that SGLang rounds inputs."""
+    """The trainer begins with the values that the engine's codes stand for: what is left is its rounding of inputs."""
     if not (play.fp8 and play.faults):
         pytest.skip("bf16, or weights that are not on the grid")
     assert found.gaps[0]["mean"] < 0.07
