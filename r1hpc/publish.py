@@ -35,11 +35,9 @@ def publishing(path: Path, beside: Path | None = None) -> Iterator[BinaryIO]:
 
     beside: directory of the temporary file, on the same file system; null means that of `path`.
     """
-    directory = path.parent if beside is None else beside
-    # Hosts share the file system, and containers their pids: the word in its name is drawn by lot.
-    temporary = directory / f".{path.name}.{socket.gethostname()}.{secrets.token_hex(6)}.tmp"
+    temporary, stream = _open_locked(path.name, path.parent if beside is None else beside)
     try:
-        with _open_locked(temporary) as stream:
+        with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -66,19 +64,20 @@ def _is_abandoned(temporary: Path, descriptor: int) -> bool:
     """Whether nobody writes it; if so it is locked now, and whoever would begin to has to wait."""
     host = temporary.name.removesuffix(".tmp").rpartition(".")[0]
     here = host.endswith(f".{socket.gethostname()}")
-    status = os.fstat(descriptor)
-    if not here and time.time() - status.st_mtime <= _SILENT_S:
+    if not here and time.time() - os.fstat(descriptor).st_mtime <= _SILENT_S:
         return False
-    # The name may be that of a newer file by now: the one that is open has been published.
-    return bool(_lock(descriptor)) and os.path.samestat(status, temporary.stat())
+    return bool(_lock(descriptor))
 
 
-def _open_locked(temporary: Path) -> BinaryIO:
+def _open_locked(name: str, directory: Path) -> tuple[Path, BinaryIO]:
     """A new file, locked before `remove_stale` can take it for abandoned; not locked where there are no locks."""
     for _ in range(_LOCK_TRIES):
+        # Hosts share the file system, and containers their pids: the word is drawn by lot. No name is used twice,
+        # for `remove_stale` removes by name the file that it has locked.
+        temporary = directory / f".{name}.{socket.gethostname()}.{secrets.token_hex(6)}.tmp"
         stream = open(temporary, "xb")  # noqa: SIM115 (the caller closes it)
         if (free := _lock(stream.fileno())) is None or (free and os.fstat(stream.fileno()).st_nlink):
-            return stream
+            return temporary, stream
         # remove_stale came between these two lines.
         stream.close()
         temporary.unlink(missing_ok=True)

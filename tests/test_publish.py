@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc import publish
 from r1hpc.publish import publish_json, publish_text, publishing, remove_stale
 
 
@@ -79,6 +80,21 @@ def test_what_a_killed_writer_left_on_this_host_is_removed_at_once(tmp_path: Pat
     assert left.read_bytes() == b"half"
     remove_stale(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_a_remover_has_seen_is_not_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, seen = publish._lock, list[Path]()
+
+    def taken_once(descriptor: int) -> bool | None:
+        seen.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        return lock(descriptor) if len(seen) > 1 else False
+
+    monkeypatch.setattr(publish, "_lock", taken_once)
+    with publishing(tmp_path / "a") as stream:
+        stream.write(b"x")
+        # What the remover does next, after it locked the first file.
+        seen[0].unlink(missing_ok=True)
+    assert len(seen) == 2 and (tmp_path / "a").read_bytes() == b"x"
 
 
 def test_writers_and_a_remover_at_once_lose_nothing(tmp_path: Path) -> None:
