@@ -35,6 +35,8 @@ class TrainerConfig:
     num_rollout: int
     balance_data: bool
     seed: int
+    rebuild_groups: bool = False
+    """Process groups are destroyed in sleep and made again."""
 
     @classmethod
     def of(cls, config: Config, hugging_face: Mapping[str, Any], shape: ModelShape) -> TrainerConfig:
