@@ -1,6 +1,6 @@
 """A trainer that sleeps and wakes many times, its process groups destroyed and made again: what it computes and keeps.
 
-    python -m tests.train.process_groups_soak 1000
+python -m tests.train.process_groups_soak 1000
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Kept:
     def now(cls) -> Kept:
         process = psutil.Process()
         world = distributed_c10d._world
-        books = (
+        books: tuple[Sized, ...] = (
             world.pg_map,
             world.pg_names,
             world.pg_group_ranks,
@@ -61,7 +62,7 @@ class Kept:
             threads=process.num_threads(),
             resident_mib=process.memory_info().rss / 2**20,
             store_keys=distributed_c10d._get_default_store().num_keys(),
-            registered=sum(map(len, books)),
+            registered=sum(len(book) for book in books),
         )
 
 
