@@ -272,25 +272,24 @@ def _left(watched: Mapping[int, weakref.ref[ProcessGroup]]) -> list[str]:
     """Who holds one of these still."""
     if any(group() is not None for group in watched.values()):
         gc.collect()
-    held = [group() for group in watched.values()]
-    return list(dict.fromkeys(who for group in held if group is not None for who in _who_holds(group)))
+    return list(dict.fromkeys(who for reference in watched.values() for who in _who_holds(reference)))
 
 
-def _who_holds(group: ProcessGroup) -> list[str]:
-    """Attributes, as `module.Class.name`; what is nobody's attribute by its type."""
-    found = [
-        f"{type(owner).__module__}.{type(owner).__qualname__}.{name}"
-        for owner in gc.get_objects()
-        for name, value in _attributes(owner).items()
-        if value is group
-    ]
+def _who_holds(reference: weakref.ref[ProcessGroup]) -> list[str]:
+    """Attributes, as `module.Class.name`; where there is none, what it is."""
+    group = reference()
+    if group is None:
+        return []
+    found = []
+    for owner in gc.get_objects():
+        for name, value in _attributes(owner).items():
+            if value is group:
+                found.append(f"{type(owner).__module__}.{type(owner).__qualname__}.{name}")
     others = [
-        f"a {type(holder).__name__}"
-        for holder in gc.get_referrers(group)
-        if not isinstance(holder, FrameType) and isinstance(holder, tuple | CellType | list | set)
+        f"a {type(holder).__name__}" for holder in gc.get_referrers(group) if not isinstance(holder, FrameType | dict)
     ]
-    what = group.group_desc
-    return [f"{who} ({what})" for who in (found or others or ["something that no attribute leads to"])[:_NAMED]]
+    who = found or others or ["something that no attribute leads to"]
+    return [f"{each} ({group.group_desc})" for each in who[:_NAMED]]
 
 
 def _attributes(owner: object) -> Mapping[str, object]:
