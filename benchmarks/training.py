@@ -28,10 +28,10 @@ def main() -> int:
     return 0
 
 
-def run(part: str) -> dict[str, float]:
+def run(part: str, *arguments: str) -> dict[str, float]:
     """The figures of one part, from its last line; raises CalledProcessError if it fails."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", part],
+        [sys.executable, "-W", "ignore", "-m", part, *arguments],
         cwd=HOME,
         stdout=subprocess.PIPE,
         text=True,

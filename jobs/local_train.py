@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.local import run_attempt
@@ -24,6 +25,7 @@ from r1hpc.publish import publish_json
 from r1hpc.rundir import AttemptDir, RunDir
 
 JOB_ID = "local"
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class AttemptsEnded(R1hpcError):
@@ -36,9 +38,12 @@ class LocalTrain:
 
     run_dir: str
     until: str
+    visible_gpus: str | None = field(default_factory=lambda: os.environ.get(VISIBLE_GPUS))
+    """CUDA_VISIBLE_DEVICES where this was made; null: it is not set, and all are visible."""
 
     def __call__(self) -> int:
         """Return 0 on success. Raises AttemptsEnded with the cause."""
+        self._see_gpus()
         directory = RunDir(Path(self.run_dir))
         budgets = load_config(directory.config).config.run
         while True:
@@ -55,6 +60,13 @@ class LocalTrain:
             if decision.action in (EXIT, HOLD) or code == exit_codes.STOP_REQUESTED:
                 told = "; ".join(filter(None, (decision.reason, said(str(attempt.root)))))
                 raise AttemptsEnded(f"{decision.cause}: {told} (exit code {code})")
+
+    def _see_gpus(self) -> None:
+        """submitit's local executor hides all GPUs from whoever asked it for none, and knows no names but numbers."""
+        if self.visible_gpus is None:
+            os.environ.pop(VISIBLE_GPUS, None)
+        else:
+            os.environ[VISIBLE_GPUS] = self.visible_gpus
 
 
 def _open_attempt(directory: RunDir) -> tuple[AttemptDir, int]:

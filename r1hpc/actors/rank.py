@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from r1hpc.sync.publisher import WeightPublisher
 from r1hpc.train.actor import ACTOR, TrainActor
 from r1hpc.train.settings import TrainerConfig
 
+logger = logging.getLogger(__name__)
+
 
 class TrainerRank:
     """Every method but `memory` and `holders` is collective."""
@@ -27,6 +31,8 @@ class TrainerRank:
     def __init__(self, config: Config, place: Place, rendezvous: Rendezvous, threads: int) -> None:
         """Meet the other ranks and build this one's part of the model, without weights."""
         torch.set_num_threads(threads)
+        cores = len(os.sched_getaffinity(0))
+        logger.info("rank %d computes with %d threads, and may use %d cores", place.rank, threads, cores)
         self._place = place
         self._gpu = place.gpu if config.hosts.device == "cuda" else None
         device = torch.device("cpu")

@@ -16,7 +16,7 @@ MAX_STRIDE = 1 << 24
 _STEPS = {torch.bfloat16: 1, torch.float32: 2}
 """Of refinement. For the quotient of a bfloat16 and a scale that is one, divided by 448, the first rounds correctly: so
 said a comparison of all their mantissas (tests/checkpoint/test_quotients.py)."""
-_ENCODE_WARPS = 16
+_ENCODE_WARPS = 4
 _DECODE_WARPS = 8
 
 

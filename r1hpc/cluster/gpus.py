@@ -25,21 +25,28 @@ class GpuFacts:
 
 def gpu_facts(environment: Mapping[str, str], device_files: Path = Path("/dev")) -> GpuFacts:
     """The GPUs that this process may use. Imports no CUDA: a context would itself hold memory."""
-    found = sum(1 for path in device_files.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
     listed = environment.get("CUDA_VISIBLE_DEVICES")
-    visible = found if listed is None else min(found, len([word for word in listed.split(",") if word.strip()]))
     try:
         import pynvml  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError:
-        return GpuFacts(visible)
+        return GpuFacts(_visible(_device_files(device_files), listed))
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return GpuFacts(visible)
+        return GpuFacts(_visible(_device_files(device_files), listed))
     try:
-        return _through_nvml(pynvml, visible)
+        return _through_nvml(pynvml, listed)
     finally:
         pynvml.nvmlShutdown()
+
+
+def _device_files(directory: Path) -> int:
+    return sum(1 for path in directory.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
+
+
+def _visible(found: int, listed: str | None) -> int:
+    """Of those found, what CUDA_VISIBLE_DEVICES lets this process use."""
+    return found if listed is None else min(found, len([word for word in listed.split(",") if word.strip()]))
 
 
 def logical_slots(environment: Mapping[str, str], scheduler_gpus: int | None) -> int | None:
@@ -50,7 +57,8 @@ def logical_slots(environment: Mapping[str, str], scheduler_gpus: int | None) ->
     return scheduler_gpus
 
 
-def _through_nvml(nvml: Any, visible: int) -> GpuFacts:
+def _through_nvml(nvml: Any, listed: str | None) -> GpuFacts:
+    """What the driver answers counts, and no device file: a virtual machine may have others, or none."""
     names, memory, foreign = [], [], []
     for index in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
@@ -60,7 +68,7 @@ def _through_nvml(nvml: Any, visible: int) -> GpuFacts:
             held = (process.usedGpuMemory or 0) / 2**30
             foreign.append(f"GPU {index}: pid {process.pid} holds {held:.1f} GiB")
     driver = _text(nvml.nvmlSystemGetDriverVersion())
-    return GpuFacts(min(visible, len(names)), tuple(names), tuple(memory), driver, tuple(foreign))
+    return GpuFacts(_visible(len(names), listed), tuple(names), tuple(memory), driver, tuple(foreign))
 
 
 def _text(value: str | bytes) -> str:

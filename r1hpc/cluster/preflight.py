@@ -34,11 +34,14 @@ class Requirements:
     disk_bytes: float
     """On the file system of the run, for all that the plan writes."""
     nofile: int
+    locked_memory: bool
+    """Whether it must be unlimited: to register it for RDMA between nodes, which CUDA's own pinning does not need."""
     fabric_interface: str | None = None
 
     @classmethod
     def of(cls, hosts: HostsConfig, host_bytes: float | None, disk_bytes: float | None) -> Requirements:
         """From the configuration and, where there is one, the plan's worst node and disk needs."""
+        on_fabric = hosts.device == "cuda" and hosts.num_nodes > 1
         return cls(
             device=hosts.device,
             gpus=hosts.gpus_per_node,
@@ -46,7 +49,8 @@ class Requirements:
             host_memory_bytes=hosts.host_memory_gib * GIB if host_bytes is None else host_bytes,
             shm_bytes=hosts.object_store_gib * GIB,
             disk_bytes=disk_bytes or 0,
-            nofile=65536 if hosts.device == "cuda" else 4096,
+            nofile=65536 if on_fabric else 4096,
+            locked_memory=on_fabric,
             fabric_interface=hosts.fabric_interface,
         )
 
@@ -124,7 +128,7 @@ def _judge_node(facts: NodeFacts, needs: Requirements) -> Iterator[Finding]:
             f"open files are limited to {facts.nofile_hard}, needed are {needs.nofile}",
             "raise nofile in /etc/security/limits.conf, or LimitNOFILE of slurmd",
         )
-    if needs.device == "cuda" and facts.memlock_hard != -1:
+    if needs.locked_memory and facts.memlock_hard != -1:
         yield Finding(
             facts.node,
             Check.LOCKED_MEMORY,

@@ -109,6 +109,7 @@ def _seconds(
     if update is not None:
         found["update"] = sum(update.seconds.values())
         found |= {f"update/{name}": value for name, value in update.seconds.items()}
+        found["update/steps/optimizer"] = sum(step.optimizer_seconds for step in update.steps)
     return found
 
 

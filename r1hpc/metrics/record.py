@@ -143,8 +143,9 @@ class IterationRecord:
     """`loss/NAME`: what the loss reports: see the table below."""
     evals: Mapping[str, EvalNumbers] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """`seconds/PART`: `seconds/iteration` is all of it; `seconds/update/PART` is that of the update; `seconds/commit`
-    is what a commit took that became valid then: it is written beside the rollout."""
+    """`seconds/PART`: `seconds/iteration` is all of it; `seconds/update/PART` is that of the update, of whose steps
+    `seconds/update/steps/optimizer` is a part; `seconds/commit` is what a commit took that became valid then: it is
+    written beside the rollout."""
     tokens_per_s: Mapping[str, float] = field(default_factory=dict)
     """`tokens_per_s/PHASE`: see the table below."""
     sync: Mapping[str, Number] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron.core.transformer.moe import fused_a2a
+from torch import Tensor, nn
 
 from r1hpc.model.parallel import Layout
 from r1hpc.model.settings import TrainSettings
@@ -47,6 +48,15 @@ def deepep_installed() -> bool:
     """Whether Megatron found DeepEP: a `deep_ep` with its Buffer, not just any package of that name."""
     installed: bool = fused_a2a.HAVE_DEEP_EP
     return installed
+
+
+def forget_last_tokens(model: nn.Module) -> None:
+    """Let go of what Megatron's dispatchers keep of the last micro-batch: with its graph, a layer's inputs each."""
+    for module in model.modules():
+        dispatcher = getattr(module, "token_dispatcher", None)
+        for name, value in vars(dispatcher).items() if dispatcher is not None else ():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(dispatcher, name, None)
 
 
 def _against_deepep(settings: TrainSettings, layout: Layout, deepep: bool) -> str | None:

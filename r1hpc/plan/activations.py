@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil
 
 from r1hpc.config import Config
@@ -31,15 +32,16 @@ def activation_parts(
     shard = tokens // topology.tp
     element = FP32 if config.megatron.params_dtype == "fp32" else BF16
     in_flight = topology.pp - stage.index
-    layer = element * layer_elements(shape, topology, stage, tokens, shard)
+    layer = layer_elements(shape, topology, stage, tokens, shard)
+    saved, moving = element * layer.saved, element * layer.moving
     saved_inputs, whole_layers = _kept_layers(config, stage.num_layers)
     inputs = in_flight * saved_inputs * shard * shape.hidden_size * element
     return parts(
         MemoryPart(
             "saved layer inputs", inputs, f"{in_flight} micro-batches x {saved_inputs} layers x {shard:,} tokens"
         ),
-        MemoryPart("saved layers", in_flight * whole_layers * layer, f"{whole_layers} layers without recomputation"),
-        MemoryPart("layer in work", 2 * _layers_in_work(config) * layer, "activations and their gradients"),
+        MemoryPart("saved layers", in_flight * whole_layers * saved, f"{whole_layers} layers without recomputation"),
+        MemoryPart("layer in work", _layers_in_work(config) * saved + moving, "what it saves, and what is on its way"),
         MemoryPart(
             "logits",
             logit_bytes(config, shape, topology, tokens, element) if stage.index == topology.pp - 1 else 0,
@@ -48,20 +50,39 @@ def activation_parts(
     )
 
 
-def layer_elements(shape: ModelShape, topology: Topology, stage: Stage, tokens: int, shard: int) -> int:
-    """Numbers that one layer saves for its backward pass.
+@dataclass(frozen=True)
+class LayerElements:
+    """Numbers that the widest layer of a stage has on a GPU, besides its input."""
 
-    tokens: of a rank before sequence parallelism divides them; shard: after. Counted from the modules: latent
-    attention with keys and values gathered over the context-parallel group, then the widest MLP of the stage.
+    attention: int
+    """Saved by attention for its backward pass."""
+    mlp: int
+    """Saved by the experts, or by the dense MLP."""
+    moving: int
+    """Not saved, and there at the peak: tokens between two places, gradients, the gradient of the experts' weight."""
+
+    @property
+    def saved(self) -> int:
+        """For the backward pass, by the whole layer."""
+        return self.attention + self.mlp
+
+
+def layer_elements(shape: ModelShape, topology: Topology, stage: Stage, tokens: int, shard: int) -> LayerElements:
+    """What one layer needs. Counted from the modules, as they run on a GPU with fused norms and activations.
+
+    tokens: of a rank before sequence parallelism divides them; shard: after. Keys and values are those of the whole
+    context-parallel group; latents that were expanded into them are freed. The widest MLP of the stage counts.
     """
-    heads = shape.num_heads // topology.tp
-    kv_up = shape.qk_nope_head_dim + shape.v_head_dim
-    gathered = topology.cp * heads * (shape.qk_head_dim + shape.v_head_dim)
-    attention = tokens * (heads * (shape.qk_head_dim + kv_up + shape.v_head_dim) + gathered)
-    attention += shard * (3 * shape.hidden_size + (shape.q_lora_rank or 0) + shape.latent_width)
+    heads, whole = shape.num_heads // topology.tp, topology.cp * tokens
+    attention = heads * (shape.qk_head_dim + shape.v_head_dim) * (tokens + whole)
+    attention += shard * (3 * shape.hidden_size + 2 * (shape.q_lora_rank or 0) + 2 * shape.latent_width)
+    # Their gradients, and that of the expanded latents. The experts' tensors are gone by then.
+    gradients = heads * (shape.qk_head_dim + shape.v_head_dim) * (tokens + whole)
+    gradients += heads * (shape.qk_nope_head_dim + shape.v_head_dim) * whole
     dense = tokens * 3 * shape.intermediate_size // topology.tp if stage.num_dense_layers else 0
-    moe = _moe_elements(shape, topology, tokens, shard) if stage.num_moe_layers else 0
-    return attention + max(dense, moe)
+    moe, moving = _moe_elements(shape, topology, tokens, shard) if stage.num_moe_layers else (0, 0)
+    mlp = max(dense, moe)
+    return LayerElements(attention, mlp, max(moving, dense, gradients - mlp))
 
 
 def dispatched_tokens(shape: ModelShape, shard: int) -> int:
@@ -76,12 +97,20 @@ def logit_bytes(config: Config, shape: ModelShape, topology: Topology, tokens: i
     return LOGIT_COPIES * FP32 * chunk * (shape.vocab_size // topology.tp) + hidden
 
 
-def _moe_elements(shape: ModelShape, topology: Topology, tokens: int, shard: int) -> int:
+def _moe_elements(shape: ModelShape, topology: Topology, tokens: int, shard: int) -> tuple[int, int]:
+    """(saved, moving): rows of the experts, which enter as hidden states and leave as such.
+
+    On its way is what was sent, what was received where that is not the same, what the experts made of it, and that
+    in the order of the senders. The gradient of a weight is whole, in the parameters' dtype, before it is added up.
+    """
     rows = dispatched_tokens(shape, shard)
     busiest = int(rows * EXPERT_IMBALANCE) if topology.ep > 1 else rows
-    width = 2 * shape.hidden_size + 3 * shape.moe_intermediate_size // topology.etp
+    width = 3 * shape.moe_intermediate_size // topology.etp
     shared = tokens * 3 * shape.shared_intermediate_size // topology.tp
-    return busiest * width + 2 * rows * shape.hidden_size + shared
+    copies = 3 if topology.ep > 1 else 2
+    experts = shape.num_experts // topology.ep
+    weight = experts * 2 * shape.moe_intermediate_size // topology.etp * shape.hidden_size
+    return busiest * (shape.hidden_size + width) + shared, (rows + copies * busiest) * shape.hidden_size + weight
 
 
 def _kept_layers(config: Config, layers: int) -> tuple[int, int]:
@@ -96,5 +125,7 @@ def _kept_layers(config: Config, layers: int) -> tuple[int, int]:
 
 
 def _layers_in_work(config: Config) -> int:
-    uniform = config.perf.recompute_granularity == "full" and config.perf.recompute_method != "block"
-    return (config.perf.recompute_num_layers or 1) if uniform else 1
+    """Layers that are computed again, and saved, at once; what is saved anyway counts elsewhere."""
+    if config.perf.recompute_granularity != "full":
+        return 0
+    return 1 if config.perf.recompute_method == "block" else config.perf.recompute_num_layers or 1

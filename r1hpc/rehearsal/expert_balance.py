@@ -33,6 +33,8 @@ class ExpertBalance:
         self._layers.append((bias, load))
 
         def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            load.add_(inputs[1].flatten().bincount(minlength=len(load)))
+            chosen = inputs[1].flatten()
+            # Not bincount: it would wait for a GPU.
+            load.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=load.dtype))
 
         experts.register_forward_pre_hook(count)

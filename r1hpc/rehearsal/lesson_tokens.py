@@ -35,7 +35,17 @@ class LessonTokens:
         texts = self._tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
         self._prompts = dict(zip(asked, self._encode(texts), strict=True))
 
-    def batch(self, lesson: Sequence[tuple[Problem, str]]) -> tuple[Tensor, Tensor]:
+    def prompts(self, asked: Sequence[Problem]) -> Tensor:
+        """[B, L] tokens of the prompts, all of one length: numbers of two digits each."""
+        return torch.tensor([self._prompts[problem] for problem in asked])
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Of a response, up to its end."""
+        ended = tokens.index(self._eos) if self._eos in tokens else len(tokens)
+        shown: str = self._tokenizer.decode(tokens[:ended])
+        return shown
+
+    def batch(self, lesson: Sequence[tuple[Problem, str]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """[B, L] tokens and [B, L] targets: the response and its end; all else, padding too, is UNTRAINED."""
         responses = self._encode([response for _, response in lesson])
         rows = [
@@ -49,7 +59,7 @@ class LessonTokens:
             end = len(prompt) + len(tokens)
             inputs[row, :end] = torch.tensor([*prompt, *tokens])
             targets[row, len(prompt) : end] = torch.tensor(tokens)
-        return inputs, targets
+        return inputs.to(device), targets.to(device)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         rows: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]

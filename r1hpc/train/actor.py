@@ -17,6 +17,7 @@ from r1hpc.checkpoint.collective import everyones
 from r1hpc.errors import R1hpcError
 from r1hpc.model import compat
 from r1hpc.model.build import build_model, unloaded
+from r1hpc.model.dispatcher import forget_last_tokens
 from r1hpc.model.parallel import Layout
 from r1hpc.stopwatch import Stopwatch
 from r1hpc.train.checkpoint.load import load_reference, load_trainer
@@ -152,6 +153,7 @@ class TrainActor:
 
     def sleep(self) -> None:
         """Give the device's memory to the engines."""
+        forget_last_tokens(self.model)
         self.memory.sleep()
         self._on_device = None
         if self.groups is not None:

@@ -52,7 +52,9 @@ class Stepper:
         began = time.monotonic()
         metrics = self.accumulate(batches.micro_batches, inputs)
         rate = self.learning_rate.value
+        accumulated = time.monotonic()
         outcome = self.optimizer.step(rate)
+        stepped = time.monotonic()
         self.learning_rate.advance(self.optimizer.num_steps)
         return StepStats(
             step=self.optimizer.num_steps,
@@ -60,7 +62,8 @@ class Stepper:
             grad_norm=outcome.grad_norm,
             num_micro_batches=len(batches.micro_batches),
             num_tokens=batches.num_tokens,
-            seconds=time.monotonic() - began,
+            seconds=stepped - began,
+            optimizer_seconds=stepped - accumulated,
             metrics=metrics,
         )
 

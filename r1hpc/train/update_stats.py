@@ -22,6 +22,8 @@ class StepStats:
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     """loss, and what else the loss reports."""
+    optimizer_seconds: float = 0.0
+    """Of those above, once the gradient was there: its norm, Adam on the host, the new weights to all ranks."""
 
 
 @dataclass(frozen=True)

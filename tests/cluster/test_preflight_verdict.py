@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from r1hpc.cluster.facts import NodeFacts, collect, read_facts, write_facts
 from r1hpc.cluster.gpus import GpuFacts, gpu_facts, logical_slots
 from r1hpc.cluster.preflight import GIB, Check, Finding, Requirements, absent, judge, misplaced
 from r1hpc.cluster.preflight_report import Report, to_json, to_text
+from r1hpc.config import load_config
 
 H100 = 81559 * 2**20  # what NVML reports of an 80 GB H100
 GOOD = NodeFacts(
@@ -41,6 +44,7 @@ NEEDS = Requirements(
     shm_bytes=64 * GIB,
     disk_bytes=20_000 * GIB,
     nofile=65536,
+    locked_memory=True,
     fabric_interface="ib0",
 )
 
@@ -106,8 +110,17 @@ def test_unlimited_open_files_are_enough() -> None:
     assert _findings(replace(GOOD, nofile_hard=-1)) == []
 
 
+def test_one_host_has_no_fabric_and_needs_no_limits_for_it() -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / "gpu1.yaml", environ={}).config.hosts
+    needs = Requirements.of(config, 0, 0)
+    alone = replace(GOOD, memlock_hard=65536, nofile_hard=4096)
+    assert _findings(alone, needs) == []
+    several = Requirements.of(config.model_copy(update={"num_nodes": 2}), 0, 0)
+    assert len(_findings(alone, several)) == 2
+
+
 def test_a_rehearsal_counts_slots_instead_of_gpus_and_tolerates_other_runs_on_its_machine() -> None:
-    needs = replace(NEEDS, device="cpu", gpus=2)
+    needs = replace(NEEDS, device="cpu", gpus=2, locked_memory=False)
     nothing = replace(GOOD, gpus=GpuFacts(0), memlock_hard=65536, foreign_processes=("pid 7 (x) of run r",))
     assert _findings(nothing, needs) == [("warning", "another run is still there: pid 7 (x) of run r")]
     assert _findings(replace(GOOD, logical_slots=2), needs) == []
@@ -250,6 +263,27 @@ def test_gpus_are_counted_by_device_file_and_limited_by_what_the_job_may_see(tmp
     assert gpu_facts({"CUDA_VISIBLE_DEVICES": "0,2"}, tmp_path).visible == 2
     assert gpu_facts({"CUDA_VISIBLE_DEVICES": ""}, tmp_path).visible == 0
     assert gpu_facts({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, tmp_path).visible == 3
+
+
+def test_what_the_driver_answers_counts_and_no_device_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual machine may have no /dev/nvidia0. The module stands for NVML's binding."""
+    held = [[types.SimpleNamespace(pid=7, usedGpuMemory=1 << 30)], []]
+    nvml = types.SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: b"NVIDIA H200",
+        nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(total=150 << 30),
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: held[handle],
+        nvmlSystemGetDriverVersion=lambda: "580",
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    facts = gpu_facts({}, tmp_path)
+    assert (facts.visible, facts.names, facts.driver) == (2, ("NVIDIA H200", "NVIDIA H200"), "580")
+    assert list(facts.foreign) == ["GPU 0: pid 7 holds 1.0 GiB"]
+    assert gpu_facts({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path).visible == 1
 
 
 def test_logical_slots_are_what_the_scheduler_gave() -> None:

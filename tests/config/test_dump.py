@@ -22,7 +22,7 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]))
 awkward = st.sampled_from(["no", "1e-6", "24:00:00", "0o17", "012", "~", "null", "true", "1_0", " x", "a: b", "#", ""])
 
 
-@pytest.mark.parametrize("name", ["r1.yaml", "rehearsal.yaml"])
+@pytest.mark.parametrize("name", ["r1.yaml", "rehearsal.yaml", "gpu1.yaml", "gpu2.yaml"])
 def test_a_dump_loads_back_to_the_same_from_anywhere(name: str, write_config: WriteConfig) -> None:
     config = load_config(CONFIGS / name).config
     path = write_config(dump_config(config), name="far/away/resolved.yaml")

@@ -8,6 +8,9 @@ import pytest
 
 from r1hpc.config import load_config
 from r1hpc.config.duration import format_slurm_time, parse_minutes
+from r1hpc.plan.model_shape import read_model_shape
+from r1hpc.plan.parameters import model_modules, total_parameters
+from r1hpc.plan.plan_for import plan_for
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SITES = sorted(path.stem for path in (CONFIGS / "sites").glob("*.yaml"))
@@ -34,6 +37,30 @@ def test_rehearsal_yaml_loads_without_a_gpu() -> None:
     loaded = load_config(CONFIGS / "rehearsal.yaml", environ={})
     assert loaded.config.hosts.device == "cpu"
     assert loaded.notices == ()
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("gpu1", 1), ("gpu2", 2)])
+def test_gpu_configurations_fit_gpus_of_80_gb(name: str, gpus: int) -> None:
+    loaded = load_config(CONFIGS / f"{name}.yaml", environ={})
+    config = loaded.config
+    assert loaded.notices == ()
+    assert (config.hosts.device, config.hosts.num_nodes, config.hosts.gpus_per_node) == ("cuda", 1, gpus)
+    assert config.hosts.gpu_memory_gib == 80
+    plan_for(loaded)  # raises where something does not fit
+    shape = read_model_shape(CONFIGS / "models" / "gpu-r1" / "config.json")
+    assert total_parameters(model_modules(shape).main) > 1e9
+
+
+def test_gpu2_yaml_is_gpu1_yaml_on_two_gpus() -> None:
+    one, two = (load_config(CONFIGS / f"{name}.yaml", environ={}).config for name in ("gpu1", "gpu2"))
+    assert two.sglang.passed_through == one.sglang.passed_through | {
+        "disable_custom_all_reduce": True,
+        "enforce_disable_flashinfer_allreduce_fusion": True,
+    }
+    assert (two.perf.tensor_model_parallel_size, two.perf.expert_model_parallel_size) == (2, 2)
+    assert (two.sglang.rollout_num_gpus_per_engine, two.sglang.ep_size) == (2, 2)
+    for section in ("ckpt", "rollout", "eval", "grpo", "optimizer", "cast", "convert"):
+        assert getattr(two, section) == getattr(one, section), section
 
 
 def test_there_are_sites() -> None:

@@ -22,8 +22,8 @@ def _update() -> UpdateStats:
     first = {"loss": 0.25, "kl": 0.5, "mismatch_abs": 0.125, "mismatch_max": 0.5}
     second = {"loss": 0.75, "kl": 1.5, "mismatch_abs": 0.375, "mismatch_max": 0.25}
     steps = (
-        StepStats(7, 1e-6, 1.0, 2, 600, 2.0, first),
-        StepStats(8, 2e-6, 3.0, 2, 1000, 2.0, second),
+        StepStats(7, 1e-6, 1.0, 2, 600, 2.0, first, 0.5),
+        StepStats(8, 2e-6, 3.0, 2, 1000, 2.0, second, 1.0),
     )
     return UpdateStats(3, steps, {"pack": 0.5, "ref_logprobs": 1.5, "old_logprobs": 1.5, "steps": 4.25, "backup": 0.25})
 
@@ -93,6 +93,7 @@ def test_every_number_of_an_iteration() -> None:
         "seconds/rollout/stop": 0.5,
         "seconds/update": 8.0,
         "seconds/update/pack": 0.5,
+        "seconds/update/steps/optimizer": 1.5,
         "seconds/update/ref_logprobs": 1.5,
         "seconds/update/old_logprobs": 1.5,
         "seconds/update/steps": 4.25,

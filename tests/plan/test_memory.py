@@ -26,12 +26,13 @@ def test_saved_layer_inputs_follow_the_pipeline_depth(r1_plan: Plan) -> None:
 
 
 def test_the_layer_in_work_by_hand(r1_plan: Plan) -> None:
-    tokens, shard, heads = 16_384, 2_048, 16
-    attention = tokens * heads * (192 + 256 + 128) + tokens * 4 * heads * (192 + 128)
-    attention += shard * (3 * 7168 + 1536 + 576)
-    rows = shard * 8
-    experts = 2 * rows * (2 * 7168 + 3 * 2048) + 2 * rows * 7168 + tokens * 3 * 2048 // 8
-    assert named(r1_plan.phase("train").stages[1], "layer in work") == 2 * 2 * (attention + experts)
+    """Of R1 on 128 GPUs a GPU sends 16,384 rows to experts and the busiest receives twice as many; it has 8 experts."""
+    tokens, shard, heads, hidden, inner = 16_384, 2_048, 16, 7168, 2048
+    attention = heads * (192 + 128) * (tokens + 4 * tokens) + shard * (3 * hidden + 2 * 1536 + 2 * 576)
+    sent, received = shard * 8, 2 * shard * 8
+    experts = received * (hidden + 3 * inner) + tokens * 3 * inner // 8
+    moving = (sent + 3 * received) * hidden + 8 * 2 * inner * hidden
+    assert named(r1_plan.phase("train").stages[1], "layer in work") == 2 * (attention + experts + moving)
 
 
 def test_logits_are_a_chunk_on_the_last_stage_only(r1_plan: Plan, plan_r1: PlanWith) -> None:

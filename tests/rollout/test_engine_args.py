@@ -92,6 +92,13 @@ def test_the_installed_sglang_has_every_argument_that_r1hpc_gives() -> None:
     assert given <= known
 
 
+def test_the_engine_of_two_gpus_talks_through_nccl_alone() -> None:
+    values = one(load_config(ROOT / "configs" / "gpu2.yaml").config).values
+    assert (values["tp_size"], values["ep_size"]) == (2, 2)
+    assert values["disable_custom_all_reduce"] is values["enforce_disable_flashinfer_allreduce_fusion"] is True
+    assert not {"enable_nccl_nvls", "enable_symm_mem"} & values.keys()
+
+
 def test_on_cpu_an_engine_starts_from_the_cast_copy_and_on_gpus_from_the_released_one() -> None:
     assert boot_checkpoint(rehearsal()) == "/shared/tiny-r1-bf16"
     assert boot_checkpoint(rehearsal("ckpt.bf16_checkpoint=null")) == "/shared/tiny-r1"

@@ -16,11 +16,12 @@ import pytest
 from r1hpc.cluster.leftovers import processes_of
 from r1hpc.submit.local_runner import cause
 from r1hpc.submit.parameters import HOME
+from tests.cluster.loopback import port_base
 
 SUBMIT = [sys.executable, "-m", "r1hpc.submit", "tests/pipeline.yaml", "--stage", "preflight", "--cluster", "local"]
-# Two hosts are enough here; ports of their own, since a private Slurm's jobs may run beside.
+# Two hosts are enough here.
 SMALL = ["hosts.num_nodes=2", "perf.pipeline_model_parallel_size=1", "perf.decoder_last_pipeline_num_layers=null"]
-SMALL += ["hosts.port_base=45000"]
+SMALL += ["hosts.port_span=200"]
 
 
 @pytest.fixture
@@ -33,7 +34,8 @@ def root(tmp_path: Path) -> Iterator[Path]:
 
 
 def _submit(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    settings = [word for pair in [*SMALL, f"run.root={root}"] for word in ("--set", pair)]
+    pairs = [*SMALL, f"run.root={root}", f"hosts.port_base={port_base()}"]
+    settings = [word for pair in pairs for word in ("--set", pair)]
     return subprocess.run(
         [*SUBMIT, *settings, *options], cwd=HOME, capture_output=True, text=True, timeout=200, check=False
     )

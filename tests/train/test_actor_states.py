@@ -156,6 +156,26 @@ def test_nothing_is_loaded_into_a_sleeping_actor(models: Models, tmp_path: Path)
     assert all("wake" in line for line in said)
 
 
+def graphs_kept(actor: TrainActor) -> int:
+    """Tensors with a graph that the token dispatchers hold."""
+    dispatchers = [module.token_dispatcher for module in actor.model.modules() if hasattr(module, "token_dispatcher")]
+    return sum(getattr(value, "grad_fn", None) is not None for each in dispatchers for value in vars(each).values())
+
+
+def test_a_sleeping_actor_keeps_nothing_of_its_last_micro_batch(
+    models: Models, samples: list[Sample], tmp_path: Path
+) -> None:
+    def work(actor: TrainActor) -> tuple[int, int]:
+        actor.update(samples[:4], 0)
+        awake = graphs_kept(actor)
+        actor.sleep()
+        return awake, graphs_kept(actor)
+
+    ((awake, asleep),) = on_every_rank(Case(samples_per_step=4), models, tmp_path, work)
+    assert awake > 0
+    assert asleep == 0
+
+
 def test_a_resumed_actor_sleeps_and_trains_on(models: Models, samples: list[Sample], tmp_path: Path) -> None:
     saved = tmp_path / "iter_0000000"
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from megatron.core.tensor_parallel import random
+from megatron.core.transformer.moe import token_dispatcher
 from torch import Tensor
+
+from r1hpc.model.permutation import permute, unpermute
 
 
 def patch() -> None:
     """Put these in Megatron's place, for good."""
     random.CheckpointWithoutOutput.__init__ = _without_fp8(random.CheckpointWithoutOutput.__init__)
     random._get_share_storage = lambda: share_storage
+    token_dispatcher.permute, token_dispatcher.unpermute = permute, unpermute
 
 
 def share_storage(target: Tensor, source: Tensor) -> None:
