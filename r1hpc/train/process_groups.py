@@ -18,11 +18,10 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.transformer.moe import fused_a2a
-from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher, _DispatchManager
 from torch import nn
 from torch.distributed import ProcessGroup, distributed_c10d
 
-from r1hpc.checkpoint.collective import as_error, everyones, raise_together
+from r1hpc.checkpoint.collective import everyones
 from r1hpc.errors import R1hpcError
 
 _OPENED = ("megatron", "r1hpc")
@@ -103,7 +102,7 @@ class ProcessGroups:
         return self._places is not None
 
     def drop(self) -> None:
-        """Destroy the groups, and with them all memory that they have.
+        """Destroy the groups, and with them all memory that they have. No graph of a pass is left: it has groups, too.
 
         Raises ProcessGroupsError on every rank where something would go on using one, with its name.
         """
@@ -123,18 +122,17 @@ class ProcessGroups:
             destroy(self._groups.pop(number))
         forget_keys(names)
         left = _left(watched)
-        problem = f"rank {dist.get_rank()}: process groups are destroyed, and still held by {'; '.join(left)}"
-        raise_together([ProcessGroupsError(problem) if left else None])
+        _raise_together(f"destroyed process groups are still held by {'; '.join(left)}" if left else None)
 
     def restore(self) -> None:
         """Make the groups again, and give them to all who had them."""
         assert self._places is not None, "the groups are there"
-        failure: R1hpcError | None = None
+        problem: str | None = None
         try:
             made = {spec.number: group for spec in self._specs if (group := spec.make()) is not None}
         except Exception as error:  # whatever it is, the others wait for this rank
-            failure = as_error(error, f"rank {dist.get_rank()}: making process groups")
-        raise_together([failure])
+            problem = f"process groups cannot be made again: {type(error).__name__}: {error}"
+        _raise_together(problem)
         for place in self._places:
             place.put(made[place.number])
         self._groups, self._places = made, None
@@ -147,17 +145,23 @@ class ProcessGroups:
             if (number := numbers.get(id(value))) is not None:
                 places.append(_Place(holder, key, number))
                 places[-1].put(absent[number])
-            elif isinstance(value, MoETokenDispatcher | _DispatchManager):
-                _forget_pass(value)
         return places
+
+
+def _raise_together(problem: str | None) -> None:
+    """Raise on every rank what any of them has to say."""
+    said = [f"rank {rank}: {text}" for rank, text in enumerate(everyones(problem)) if text]
+    if said:
+        raise ProcessGroupsError("\n".join(said))
 
 
 def timeout_of(group: ProcessGroup | None = None) -> timedelta:
     """Of its collectives; null: of the default group's."""
     group = group or dist.group.WORLD
     assert group is not None
-    device = group._device_types[0]
-    timeout: timedelta = group._get_backend(device).options._timeout
+    backend: Any = group._get_backend(group._device_types[0])
+    # TORCH_DISTRIBUTED_DEBUG=DETAIL wraps it.
+    timeout: timedelta = getattr(backend, "wrapped_pg", backend).options._timeout
     return timeout
 
 
@@ -254,13 +258,6 @@ def _opened(value: object) -> object | None:
     if isinstance(value, nn.Module | torch.Tensor) or type(value).__module__.split(".")[0] in _OPENED:
         return getattr(value, "__dict__", None)
     return None
-
-
-def _forget_pass(dispatcher: object) -> None:
-    """A dispatcher keeps the last tokens' probabilities, and by them the graph of the last pass, which has groups."""
-    for name, value in vars(dispatcher).items():
-        if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-            setattr(dispatcher, name, value.detach())
 
 
 def _forget_deepep() -> None:
