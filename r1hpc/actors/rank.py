@@ -52,6 +52,7 @@ class TrainerRank:
             SyncForm.of(config.sync, config.hosts.device, shape),
             device=device,
             bucket_bytes=config.sync.bucket_mib * 2**20,
+            keep_groups=self.actor.groups is None,
         )
 
     def sleep(self) -> None:

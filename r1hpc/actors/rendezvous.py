@@ -19,9 +19,10 @@ class RendezvousError(R1hpcError):
 def join(rendezvous: Rendezvous, rank: int, device: torch.device) -> None:
     """Make the process group of all ranks. Raises RendezvousError where the store cannot listen.
 
-    On a GPU it has NCCL alone: Megatron makes its groups like this one, and a gloo mesh beside each costs sockets.
-    Communicators are made when they are first used, so no device is named here: of Megatron's 21 groups most never are,
-    and each took 0.5 GiB of the GPU (one H200, NCCL 2.28), also while the trainer slept.
+    It stays for as long as they live, and what the ranks tell each other about themselves goes over its gloo, on a GPU
+    too: there NCCL, which would keep memory while the trainer sleeps, is in other groups, which can be destroyed. Their
+    communicators are made when they are first used, so no device is named here: of Megatron's 21 groups most never are,
+    and each took 0.5 GiB of the GPU (one H200, NCCL 2.28).
     """
     store = dist.TCPStore(  # type: ignore[attr-defined]
         rendezvous.address,
@@ -34,7 +35,7 @@ def join(rendezvous: Rendezvous, rank: int, device: torch.device) -> None:
         master_listen_fd=_listening(rendezvous) if rank == 0 else None,
     )
     dist.init_process_group(
-        "gloo" if device.type == "cpu" else "nccl",
+        "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
         store=dist.PrefixStore("trainers", store),  # type: ignore[attr-defined]
         rank=rank,
         world_size=rendezvous.world_size,

@@ -150,6 +150,9 @@ class PerfConfig(Section):
     """Raw tokens per GPU in a micro-batch; context-parallel ranks share CP times as many. --max-tokens-per-gpu"""
     log_probs_chunk_size: PositiveInt = 1024
     """Tokens whose logits exist at once while log-probs are computed. --log-probs-chunk-size"""
+    process_groups: Literal["auto", "keep", "rebuild"] = "auto"
+    """What becomes of the process groups, with NCCL's memory, while the trainer sleeps: kept, or destroyed and rebuilt
+    on waking; auto rebuilds above 16 GPUs."""
 
 
 class GrpoConfig(Section):

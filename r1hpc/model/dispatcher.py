@@ -54,9 +54,11 @@ def forget_last_tokens(model: nn.Module) -> None:
     """Let go of what Megatron's dispatchers keep of the last micro-batch: with its graph, a layer's inputs each."""
     for module in model.modules():
         dispatcher = getattr(module, "token_dispatcher", None)
-        for name, value in vars(dispatcher).items() if dispatcher is not None else ():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                setattr(dispatcher, name, None)
+        # With DeepEP it is a part of the dispatcher that keeps them.
+        for keeper in (dispatcher, getattr(dispatcher, "_comm_manager", None)):
+            for name, value in vars(keeper).items() if keeper is not None else ():
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    setattr(keeper, name, None)
 
 
 def _against_deepep(settings: TrainSettings, layout: Layout, deepep: bool) -> str | None:

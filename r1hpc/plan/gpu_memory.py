@@ -52,9 +52,11 @@ def owned_parameters(stage: Stage, topology: Topology) -> int:
     return ceil(stage.dense_parameters / (topology.dp * topology.cp)) + ceil(stage.expert_parameters / topology.edp)
 
 
-def groups_rebuilt(topology: Topology, device: Assumptions) -> bool:
-    """Whether the trainer destroys its process groups before it sleeps."""
-    return topology.world_size > device.rebuild_groups_above
+def groups_rebuilt(config: Config, device: Assumptions) -> bool:
+    """Whether the trainer destroys its process groups when it goes to sleep, and makes them again when it wakes."""
+    if config.perf.process_groups == "auto":
+        return config.hosts.num_nodes * config.hosts.gpus_per_node > device.rebuild_groups_above
+    return config.perf.process_groups == "rebuild"
 
 
 def trainer_groups_bytes(topology: Topology, device: Assumptions) -> int:
@@ -100,16 +102,16 @@ def make_phases(
             MemoryPart("trainer process", device.context_bytes, "CUDA context" if device.sleeps else "libraries"),
         )
         train.append(MemoryUse(parts(*awake, *_engine_asleep(engine, device)), limit))
-        rollout.append(MemoryUse(rollout_parts(engine, model, topology, device), limit))
+        rollout.append(MemoryUse(rollout_parts(config, engine, model, topology, device), limit))
         sync.append(MemoryUse(_sync_parts(model, topology, engine, device), limit))
     return Phase("train", tuple(train)), Phase("rollout", tuple(rollout)), Phase("sync", tuple(sync))
 
 
 def rollout_parts(
-    engine: EnginePlan, model: tuple[MemoryPart, ...], topology: Topology, device: Assumptions
+    config: Config, engine: EnginePlan, model: tuple[MemoryPart, ...], topology: Topology, device: Assumptions
 ) -> tuple[MemoryPart, ...]:
     """What lies on a GPU while an engine runs; `model` counts only where a sleeping trainer keeps its memory."""
-    return parts(*_engine_parts(engine, device), *_trainer_asleep(model, topology, device))
+    return parts(*_engine_parts(engine, device), *_trainer_asleep(config, model, topology, device))
 
 
 def _engine_parts(engine: EnginePlan, device: Assumptions) -> tuple[MemoryPart, ...]:
@@ -133,10 +135,12 @@ def _engine_asleep(engine: EnginePlan, device: Assumptions) -> tuple[MemoryPart,
     return (MemoryPart("sleeping engine", kept, "context, process groups, DeepEP buffers"),)
 
 
-def _trainer_asleep(model: tuple[MemoryPart, ...], topology: Topology, device: Assumptions) -> tuple[MemoryPart, ...]:
+def _trainer_asleep(
+    config: Config, model: tuple[MemoryPart, ...], topology: Topology, device: Assumptions
+) -> tuple[MemoryPart, ...]:
     if not device.sleeps:
         return (*model, MemoryPart("trainer process", device.context_bytes, "libraries"))
-    rebuilt = groups_rebuilt(topology, device)
+    rebuilt = groups_rebuilt(config, device)
     note = "process groups destroyed" if rebuilt else "process groups kept"
     return (MemoryPart("sleeping trainer", trainer_asleep_bytes(topology, device, rebuilt), note),)
 
@@ -146,6 +150,7 @@ def _sync_parts(
 ) -> tuple[MemoryPart, ...]:
     buckets = min(SYNC_BUCKETS * BUCKET_BYTES, SYNC_BUCKETS * engine.weight_bytes)
     resident = () if device.sleeps else model
+    # Where training's process groups are destroyed a sync still has two of its own, which is charged like all of them.
     asleep = trainer_asleep_bytes(topology, device, rebuilt=False) if device.sleeps else device.context_bytes
     return parts(
         MemoryPart("engine weights", engine.weight_bytes, engine.form.name),

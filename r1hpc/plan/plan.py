@@ -15,7 +15,7 @@ from r1hpc.plan.dispatch import Dispatch, make_dispatch
 from r1hpc.plan.engine import EnginePlan, make_engine
 from r1hpc.plan.engine_problems import engine_problems
 from r1hpc.plan.fit import fit_problems
-from r1hpc.plan.gpu_memory import Phase, make_phases, trainer_asleep_bytes
+from r1hpc.plan.gpu_memory import Phase, groups_rebuilt, make_phases, trainer_asleep_bytes
 from r1hpc.plan.host_memory import HostMemory, bytes_per_stage, make_host_memory
 from r1hpc.plan.iteration import iteration_time
 from r1hpc.plan.layers import Stage, make_stages, split_layers
@@ -68,6 +68,8 @@ class Plan:
     """GPU memory: train, rollout, sync."""
     trainer_asleep: tuple[int, int]
     """GPU bytes of a sleeping trainer with its process groups destroyed, and with them kept."""
+    groups_rebuilt: bool
+    """Which of the two is done."""
     hosts: tuple[HostMemory, ...]
     sync: SyncPlan
     storage: StoragePlan
@@ -219,6 +221,7 @@ def _plan(config: Config, shape: ModelShape, device: Assumptions, num_prompts: i
             trainer_asleep_bytes(topology, device, rebuilt=True),
             trainer_asleep_bytes(topology, device, rebuilt=False),
         ),
+        groups_rebuilt=groups_rebuilt(config, device),
         hosts=hosts,
         sync=make_sync(modules, engine),
         storage=storage,

@@ -100,10 +100,13 @@ def _gpu_memory(plan: Plan) -> tuple[Gauge | Line, ...]:
     rebuilt, kept = plan.trainer_asleep
     if rebuilt == kept:
         return gauges
-    other = plan.phase("rollout").worst.total_bytes - rebuilt + kept
+    (here, how), (there, otherwise) = (rebuilt, "destroyed"), (kept, "kept (perf.process_groups keep)")
+    if not plan.groups_rebuilt:
+        (here, how), (there, otherwise) = (kept, "kept"), (rebuilt, "destroyed (perf.process_groups rebuild)")
+    other = plan.phase("rollout").worst.total_bytes - here + there
     text = (
-        f"the trainer keeps {show_bytes(rebuilt)} with its process groups destroyed; with them kept {show_bytes(kept)},"
-        f" and a rollout would need {show_bytes(other)}"
+        f"the trainer keeps {show_bytes(here)} with its process groups {how}; with them {otherwise}"
+        f" {show_bytes(there)}, and a rollout would need {show_bytes(other)}"
     )
     return *gauges, Line("asleep", text)
 

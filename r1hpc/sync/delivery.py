@@ -43,15 +43,15 @@ class Delivery:
         form: SyncForm,
         device: torch.device,
         couriers: tuple[int, ...],
-        group: ProcessGroup | None,
+        groups: tuple[ProcessGroup, ProcessGroup | None],
         clock: Stopwatch,
     ) -> None:
-        """group: of the couriers; null where they are all ranks."""
+        """groups: of all ranks, and of the couriers, which is null on the others."""
         self._weights = weights
         self._form = form
         self._device = device
         self._couriers = couriers
-        self._group = group
+        self._world, self._among_couriers = groups
         self._clock = clock
         self._rank = dist.get_rank()
         self.failure: R1hpcError | None = None
@@ -118,17 +118,17 @@ class Delivery:
             if part.holding.rank == self._rank:
                 place.copy_(part.holding.take(self._weights, part.box).view(place.shape), non_blocking=True)
             elif place.is_contiguous():
-                exchange.append(dist.P2POp(dist.irecv, _bytes(place), part.holding.rank))
+                exchange.append(dist.P2POp(dist.irecv, _bytes(place), part.holding.rank, self._world))
             else:
                 room = torch.empty(place.numel() * place.itemsize, dtype=torch.uint8, device=self._device)
-                exchange.append(dist.P2POp(dist.irecv, room, part.holding.rank))
+                exchange.append(dist.P2POp(dist.irecv, room, part.holding.rank, self._world))
                 arrived.append((place, room))
 
     def _send_parts(self, assembly: Assembly, exchange: list[dist.P2POp]) -> None:
         for part in assembly.parts:
             if part.holding.rank == self._rank:
                 taken = part.holding.take(self._weights, part.box).to(self._device, non_blocking=True).contiguous()
-                exchange.append(dist.P2POp(dist.isend, _bytes(taken), assembly.assembler))
+                exchange.append(dist.P2POp(dist.isend, _bytes(taken), assembly.assembler, self._world))
 
     def _encode(self, rooms: Sequence[_Room], segments: Mapping[int, Tensor]) -> None:
         quantized: list[Quantized] = []
@@ -156,14 +156,14 @@ class Delivery:
         for index, segment in enumerate(bucket.segments):
             for courier in self._addressees(segment):
                 if self._rank == segment.assembler:
-                    exchange.append(dist.P2POp(dist.isend, segments[index], courier))
+                    exchange.append(dist.P2POp(dist.isend, segments[index], courier, self._world))
                 elif self._rank == courier:
-                    exchange.append(dist.P2POp(dist.irecv, segments[index], segment.assembler))
+                    exchange.append(dist.P2POp(dist.irecv, segments[index], segment.assembler, self._world))
         _exchange(exchange)
         if self._rank not in self._couriers or len(self._couriers) == 1:
             return
         works = [
-            dist.broadcast(segments[index], src=self._source(segment), group=self._group, async_op=True)
+            dist.broadcast(segments[index], src=self._source(segment), group=self._among_couriers, async_op=True)
             for index, segment in enumerate(bucket.segments)
             if self._is_for_all(segment)
         ]

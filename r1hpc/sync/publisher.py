@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from r1hpc.checkpoint.collective import as_error, everyones, raise_together
 from r1hpc.errors import R1hpcError
@@ -22,6 +21,7 @@ from r1hpc.sync.checksum import checksum
 from r1hpc.sync.delivery import Delivery
 from r1hpc.sync.encoding import sent_tensors
 from r1hpc.sync.form import SyncForm
+from r1hpc.sync.groups import SyncGroups
 from r1hpc.sync.hand_over import HandOver
 from r1hpc.sync.order import Order, Placed, Work
 from r1hpc.sync.outline import SyncError, SyncOutcome, SyncOutline, SyncTarget
@@ -55,8 +55,12 @@ class WeightPublisher:
         *,
         device: torch.device,
         bucket_bytes: int,
+        keep_groups: bool = True,
     ) -> None:
-        """actor_weights: the host's copy "actor". device: of the process group and of the engine's rank beside."""
+        """actor_weights: the host's copy "actor". device: of what is sent, and of the engine's rank beside.
+
+        keep_groups: from one sync to the next; else the process groups of a sync end with it.
+        """
         self._actor_weights = actor_weights
         self._holdings = holdings(held, dist.get_rank())
         self._shape = shape
@@ -64,7 +68,8 @@ class WeightPublisher:
         self._device = device
         self._bucket_bytes = bucket_bytes
         self._assemblies: tuple[Assembly, ...] | None = None
-        self._groups: dict[tuple[int, ...], ProcessGroup] = {}
+        self._groups = SyncGroups(device)
+        self._keep_groups = keep_groups
         self._num_syncs = 0
         self._sync: _Sync | None = None
 
@@ -87,7 +92,8 @@ class WeightPublisher:
         ]
         clock = Stopwatch()
         couriers = routes.couriers
-        delivery = Delivery(weights, self._form, self._device, couriers, self._group(couriers), clock)
+        groups = (self._groups.world(), self._groups.of(couriers))
+        delivery = Delivery(weights, self._form, self._device, couriers, groups, clock)
         sizes = [payload_sizes(bucket) for bucket in buckets]
         hand_over = HandOver(self._device, self._usual_bytes(sizes)) if dist.get_rank() in couriers else None
         self._sync = _Sync(steps, delivery, hand_over, clock)
@@ -109,7 +115,9 @@ class WeightPublisher:
         return self._sync.offer(bucket)
 
     def end(self) -> SyncOutcome:
-        """Give the memory of the payloads back, and say what the engine's rank beside made of them. Not collective."""
+        """Give the memory of the payloads back, and say what the engine's rank beside made of them."""
+        if not self._keep_groups:
+            self._groups.destroy()
         if self._sync is None:
             return SyncOutcome()
         sync, self._sync = self._sync, None
@@ -144,15 +152,6 @@ class WeightPublisher:
 
     def _size(self, assembly: Assembly) -> int:
         return sum(sent.size_bytes for sent in sent_tensors(assembly.name, assembly.dtype, self._form))
-
-    def _group(self, couriers: tuple[int, ...]) -> ProcessGroup | None:
-        """The couriers' own group, made once; null where they are all ranks."""
-        ranks = tuple(sorted(couriers))
-        if len(ranks) in (1, dist.get_world_size()):
-            return None
-        if ranks not in self._groups:
-            self._groups[ranks] = dist.new_group(list(ranks))
-        return self._groups[ranks]
 
 
 class _Sync:

@@ -33,6 +33,7 @@ from r1hpc.train.learning_rate import LearningRate, Schedule
 from r1hpc.train.model_memory import ModelMemory
 from r1hpc.train.optimizer import build_optimizer, wrap
 from r1hpc.train.passes import Passes
+from r1hpc.train.process_groups import ProcessGroups
 from r1hpc.train.samples import check_samples
 from r1hpc.train.schedule import StepBatches, schedule
 from r1hpc.train.settings import TrainerConfig
@@ -76,6 +77,8 @@ class TrainActor:
         self.learning_rate = LearningRate(Schedule.of(config.optimizer, config.total_steps))
         self.weights = HostWeights(self.model)
         self.memory = ModelMemory(ddp, self.weights)
+        self.groups = ProcessGroups(ddp, self.optimizer) if config.rebuild_groups else None
+        """Null where they are kept in sleep."""
         self.passes = Passes(ddp, temperature=config.temperature, chunk=config.perf.log_probs_chunk_size)
         self.stepper = Stepper(self.passes, self.optimizer, self.learning_rate, config.grpo)
         self.held_model = held_model(self.model)
@@ -153,6 +156,8 @@ class TrainActor:
         forget_last_tokens(self.model)
         self.memory.sleep()
         self._on_device = None
+        if self.groups is not None:
+            self.groups.drop()
 
     def wake(self) -> None:
         """Take the device's memory back, with the weights of the last update."""
@@ -235,6 +240,8 @@ class TrainActor:
 
     def _hold(self, name: str) -> None:
         """Have this copy of the weights on the device, and the memory for it."""
+        if self.groups is not None and self.groups.dropped:
+            self.groups.restore()
         if self.memory.asleep:
             self.memory.wake(name)
         elif self._on_device != name:

@@ -70,7 +70,8 @@ def check_gradients(model: Sequence[DistributedDataParallel]) -> None:
     bad = torch.tensor(0.0, device=device)
     for peak in peaks:
         bad = torch.maximum(bad, (~torch.isfinite(peak)).float())
-    dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+    world = parallel_state.get_intra_distributed_optimizer_instance_group()
+    dist.all_reduce(bad, op=dist.ReduceOp.MAX, group=world)
     if bad.item():
         mine = [found for chunk in model for found in _bad_gradients(chunk.module)]
         raise GradientError(_message([found for of_rank in everyones(mine) for found in of_rank]))

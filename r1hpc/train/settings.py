@@ -12,7 +12,9 @@ import xxhash
 from r1hpc.config.schema import Config
 from r1hpc.config.training import GrpoConfig, OptimizerConfig, PerfConfig
 from r1hpc.model.settings import TrainSettings
+from r1hpc.plan.assumptions import assumptions_for
 from r1hpc.plan.batches import steps_per_rollout
+from r1hpc.plan.gpu_memory import groups_rebuilt
 from r1hpc.plan.model_shape import ModelShape
 
 
@@ -35,6 +37,8 @@ class TrainerConfig:
     num_rollout: int
     balance_data: bool
     seed: int
+    rebuild_groups: bool = False
+    """Process groups are destroyed in sleep and made again."""
 
     @classmethod
     def of(cls, config: Config, hugging_face: Mapping[str, Any], shape: ModelShape) -> TrainerConfig:
@@ -53,6 +57,7 @@ class TrainerConfig:
             num_rollout=config.rollout.num_rollout,
             balance_data=config.rollout.balance_data,
             seed=config.run.seed,
+            rebuild_groups=groups_rebuilt(config, assumptions_for(config.hosts.device)),
         )
 
     @property

@@ -19,6 +19,8 @@ def reduce_metrics(sums: Iterable[MetricSums], device: torch.device) -> dict[str
     speaks = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
     total = MetricSums.total(sums) if speaks else MetricSums.empty()
     added, maxima = total.sums.to(device), total.maxima.to(device)
-    dist.all_reduce(added, op=dist.ReduceOp.SUM)
-    dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+    # Not the default group, which stays while the trainer sleeps and is to keep no memory of a GPU.
+    world = parallel_state.get_intra_distributed_optimizer_instance_group()
+    dist.all_reduce(added, op=dist.ReduceOp.SUM, group=world)
+    dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=world)
     return MetricSums(added, maxima).values()

@@ -118,6 +118,7 @@ def config(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Config:
         "perf.pipeline_model_parallel_size=1",
         "perf.decoder_last_pipeline_num_layers=null",
         "perf.context_parallel_size=1",
+        "perf.process_groups=rebuild",  # as above 16 GPUs
         "rollout.rollout_batch_size=2",
         "sync.quantize=false",  # so that engines have the trainers' weights exactly
     ]

@@ -6,11 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from r1hpc.plan import Plan
+from r1hpc.plan import Plan, render_plan
 from r1hpc.plan.memory import MemoryPart, MemoryUse
 
 PlanWith = Callable[..., Plan]
 G = 1e9
+ON_GPUS = ("hosts.device=cuda", "hosts.gpu_memory_gib=80", "hosts.host_memory_gib=200", "megatron.params_dtype=bf16")
+
+
+def story(plan: Plan) -> str:
+    """What people read of it, as one line."""
+    return " ".join(render_plan(plan).split())
 
 
 def named(use: MemoryUse, name: str) -> int:
@@ -69,11 +75,22 @@ def test_both_costs_of_a_sleeping_trainer_are_charged(r1_plan: Plan) -> None:
 
 
 def test_process_groups_are_kept_on_a_small_world(plan_rehearsal: PlanWith) -> None:
-    plan = plan_rehearsal(
-        "hosts.device=cuda", "hosts.gpu_memory_gib=80", "hosts.host_memory_gib=200", "megatron.params_dtype=bf16"
-    )
+    plan = plan_rehearsal(*ON_GPUS, "perf.process_groups=auto")
+    assert not plan.groups_rebuilt
     # 8 GPUs: 5 GB and 13 GB * 8/128 of NCCL buffers
     assert named(plan.phase("rollout").worst, "sleeping trainer") == pytest.approx(5e9 + 13e9 * 8 / 128)
+    assert "the trainer keeps 5.81 GB with its process groups kept; with them destroyed" in story(plan)
+
+
+def test_the_configuration_decides_what_becomes_of_process_groups(plan_rehearsal: PlanWith, plan_r1: PlanWith) -> None:
+    rebuilt = plan_rehearsal(*ON_GPUS, "perf.process_groups=rebuild")
+    assert rebuilt.groups_rebuilt
+    assert named(rebuilt.phase("rollout").worst, "sleeping trainer") == 5e9
+    kept = plan_r1("perf.process_groups=keep")
+    assert not kept.groups_rebuilt
+    assert named(kept.phase("rollout").worst, "sleeping trainer") == 18e9
+    # What the other choice says that a rollout would need: 13 GB more.
+    assert f"a rollout would need {kept.phase('rollout').worst.total_bytes / 1e9:.1f} GB" in story(plan_r1())
 
 
 def test_the_buckets_of_a_sync_stay_within_two_gigabytes(r1_plan: Plan) -> None:

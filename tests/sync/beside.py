@@ -22,7 +22,9 @@ Packed = tuple[str, tuple[int, ...], bytes]
 CPU = torch.device("cpu")
 
 
-def publisher(actor: TrainActor, form: SyncForm, bucket_bytes: int = 1 << 16) -> WeightPublisher:
+def publisher(
+    actor: TrainActor, form: SyncForm, bucket_bytes: int = 1 << 16, keep_groups: bool = True
+) -> WeightPublisher:
     """Of this rank's actor, which is awake."""
     return WeightPublisher(
         lambda: actor.weights.tensors("actor"),
@@ -31,6 +33,7 @@ def publisher(actor: TrainActor, form: SyncForm, bucket_bytes: int = 1 << 16) ->
         form,
         device=CPU,
         bucket_bytes=bucket_bytes,
+        keep_groups=keep_groups,
     )
 
 

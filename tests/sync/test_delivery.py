@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from r1hpc.sync.publisher import WeightPublisher
 from r1hpc.train.actor import TrainActor
 from tests.sync.beside import Packed, bits, packed, publisher, receive_all, unpacked
 from tests.train.parity.run import Case, Grid, Models, on_every_rank
+from tests.train.process_groups_soak import RebuildCase
 
 BOUND = 1 << 16
 
@@ -47,6 +49,8 @@ class Seen:
 WHOLE = (SyncTarget("engine0", (0, 1, 2, 3)),)
 ROUTED = (SyncTarget("engine0", (0, 1), ep_size=2), SyncTarget("engine1", (3, 2), ep_size=2))
 ALONE = (SyncTarget("engine1", (2,)),)
+PAIR = (SyncTarget("engine0", (0, 1)),)
+FIRST = (SyncTarget("engine0", (0,)),)
 SYNCS = [
     Sync(SyncForm.FP8, WHOLE),
     Sync(SyncForm.FP8, ROUTED),
@@ -192,3 +196,26 @@ def _partners(name: str) -> list[str]:
     swapped = [name.replace(f".{a}.", f".{b}.") for a, b in both if f".{a}." in name]
     scales = [name + "_scale_inv"] if name.endswith("weight") else [name.removesuffix("_scale_inv")]
     return swapped + scales
+
+
+def test_a_sync_of_a_trainer_without_groups_makes_its_own_and_leaves_none(converted: Models, tmp_path: Path) -> None:
+    def work(actor: TrainActor) -> list[tuple[Seen, Seen, int]]:
+        kept = publisher(actor, SyncForm.PLAIN, BOUND)
+        alone = publisher(actor, SyncForm.PLAIN, BOUND, keep_groups=False)
+        syncs = [Sync(SyncForm.PLAIN, targets) for targets in (PAIR, FIRST, PAIR)]
+        expected = [_seen(kept, sync) for sync in syncs]
+        actor.sleep()
+        before = len(dist.distributed_c10d._world.pg_map)
+        found = []
+        for sync, seen in zip(syncs, expected, strict=True):
+            same = _seen(alone, sync)
+            found.append((seen, same, len(dist.distributed_c10d._world.pg_map) - before))
+        actor.wake()
+        return found
+
+    ranks = on_every_rank(RebuildCase(Grid(tp=2)), converted, tmp_path, work)
+    for expected, found, left in (sync for rank in ranks for sync in rank):
+        assert left == 0
+        assert found.sizes == expected.sizes
+        assert found.packed == expected.packed
+    assert [[bool(sync[0].packed) for sync in rank] for rank in ranks] == [[True, True, True], [True, False, True]]

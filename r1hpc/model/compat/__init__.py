@@ -1,7 +1,8 @@
 """What megatron-core needs on a machine that lacks what it takes for granted: a GPU, Transformer Engine, apex.
 
 Patches of a library are wrong nearly everywhere; here they stand together, each explained, and nothing happens before
-`prepare`. `cpu` is for processes without a GPU only; `no_te` is for every process of this project.
+`prepare`. `cpu` is for processes without a GPU only, `cuda` for those with one; `no_te` is for every process of this
+project.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Literal
 import torch
 
 from r1hpc.errors import R1hpcError
-from r1hpc.model.compat import cpu, no_te
+from r1hpc.model.compat import cpu, cuda, no_te
 
 Device = Literal["cpu", "cuda", "meta"]
 
@@ -41,6 +42,8 @@ def prepare(device: Device) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("cuda was asked for, but torch finds no GPU here: set hosts.device to cpu, or check the node")
     no_te.patch()
-    if device != "cuda":
+    if device == "cuda":
+        cuda.patch()
+    else:
         cpu.patch(torch.device(device))
     _prepared_for = device
