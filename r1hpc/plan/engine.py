@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from r1hpc.config import Config
-from r1hpc.plan.assumptions import FRAGMENTATION, GIB, Assumptions
+from r1hpc.plan.assumptions import FRAGMENTATION, GIB, R1_HIDDEN_SIZE, R1_LAYERS, Assumptions
 from r1hpc.plan.engine_weights import EngineFormat, EngineGrid, engine_format, engine_grid, engine_weights
 from r1hpc.plan.memory import MemoryPart
 from r1hpc.plan.model_shape import ModelShape
@@ -31,6 +31,10 @@ class EnginePlan:
     """Requests that run at once on an attention rank when the client keeps all in flight."""
     longest_request: int
     """Tokens of a request that runs to its limit."""
+    graph_bytes: int
+    """CUDA graphs of one GPU."""
+    prefill_bytes: int
+    """Activations of a chunk of prompts on one GPU."""
 
     @property
     def weight_bytes(self) -> int:
@@ -87,6 +91,8 @@ def make_engine(
         kv_tokens_per_rank=tokens,
         requests_per_rank=max(1, _requests_per_engine(config) // grid.dp_size),
         longest_request=rollout.rollout_max_response_len + (rollout.rollout_max_prompt_len or 0),
+        graph_bytes=device.cuda_graph_bytes * shape.num_layers // R1_LAYERS,
+        prefill_bytes=device.prefill_bytes * shape.hidden_size // R1_HIDDEN_SIZE,
     )
 
 
@@ -105,7 +111,8 @@ def static_bytes(config: Config, device: Assumptions, fraction: float) -> int:
 
     SGLang takes mem_fraction_static of what is free after its process groups are up; the trainer does not live yet.
     """
-    free = usable_gpu_bytes(config, device) - device.engine_process_bytes - device.engine_groups_bytes
+    free = usable_gpu_bytes(config, device) - device.engine_process_bytes
+    free -= device.engine_groups.of(config.sglang.rollout_num_gpus_per_engine)
     return int(fraction * free)
 
 

@@ -47,6 +47,8 @@ class EngineGrid:
     dense_mlp: int
     shared: int
     head: int
+    deepep: bool
+    """Tokens go to their experts through DeepEP's buffers."""
 
 
 def engine_grid(sglang: SglangConfig, dp_size: int | None = None) -> EngineGrid:
@@ -67,6 +69,7 @@ def engine_grid(sglang: SglangConfig, dp_size: int | None = None) -> EngineGrid:
         dense_mlp=sglang.moe_dense_tp_size or gpus,
         shared=1 if all_to_all else gpus,
         head=gpus // ranks if sglang.enable_dp_lm_head else gpus,
+        deepep=sglang.moe_a2a_backend == "deepep",
     )
 
 

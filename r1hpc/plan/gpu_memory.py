@@ -7,21 +7,21 @@ from math import ceil
 
 from r1hpc.config import Config
 from r1hpc.plan.activations import activation_parts
-from r1hpc.plan.assumptions import ADAM_BYTES, BUCKET_BYTES, Assumptions
+from r1hpc.plan.assumptions import ADAM_BYTES, Assumptions
 from r1hpc.plan.batches import Batches
 from r1hpc.plan.engine import EnginePlan, gpu_limit_bytes
+from r1hpc.plan.engine_memory import engine_asleep, engine_awake, engine_kept_bytes
 from r1hpc.plan.layers import Stage
 from r1hpc.plan.memory import MemoryPart, MemoryUse, parts
 from r1hpc.plan.model_shape import ModelShape
 from r1hpc.plan.parameters import BF16, FP32
+from r1hpc.plan.sync import bucket_bytes
 from r1hpc.plan.topology import Topology
 
 GRAD_BYTES = FP32
 """Of one element of the gradient buffer: gradients are always summed in float32."""
 SYNC_BUCKETS = 4
 """Buckets on a GPU during a sync: two alternating bf16 gathers, two alternating ones in the engine's format."""
-KEPT_GROUPS_WORLD = 128
-"""The world for which `trainer_groups_bytes` was reported; smaller ones open fewer connections, in proportion."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,13 @@ def groups_rebuilt(config: Config, device: Assumptions) -> bool:
 
 def trainer_groups_bytes(topology: Topology, device: Assumptions) -> int:
     """Buffers of the trainer's process groups on one GPU."""
-    return int(device.trainer_groups_bytes * min(1.0, topology.world_size / KEPT_GROUPS_WORLD))
+    return device.trainer_groups.of(topology.world_size)
 
 
 def trainer_asleep_bytes(topology: Topology, device: Assumptions, rebuilt: bool) -> int:
     """What a sleeping trainer keeps of a GPU, with its process groups destroyed (`rebuilt` on waking) or kept."""
-    return device.trainer_asleep_bytes + (0 if rebuilt else trainer_groups_bytes(topology, device))
+    asleep = device.trainer_asleep.of(topology.world_size)
+    return asleep + (0 if rebuilt else trainer_groups_bytes(topology, device))
 
 
 def model_parts(config: Config, stage: Stage, topology: Topology) -> tuple[MemoryPart, ...]:
@@ -101,9 +102,9 @@ def make_phases(
             MemoryPart("process groups", trainer_groups_bytes(topology, device), "NCCL buffers"),
             MemoryPart("trainer process", device.context_bytes, "CUDA context" if device.sleeps else "libraries"),
         )
-        train.append(MemoryUse(parts(*awake, *_engine_asleep(engine, device)), limit))
+        train.append(MemoryUse(parts(*awake, *engine_asleep(engine, device)), limit))
         rollout.append(MemoryUse(rollout_parts(config, engine, model, topology, device), limit))
-        sync.append(MemoryUse(_sync_parts(model, topology, engine, device), limit))
+        sync.append(MemoryUse(_sync_parts(config, model, topology, engine, device), limit))
     return Phase("train", tuple(train)), Phase("rollout", tuple(rollout)), Phase("sync", tuple(sync))
 
 
@@ -111,28 +112,7 @@ def rollout_parts(
     config: Config, engine: EnginePlan, model: tuple[MemoryPart, ...], topology: Topology, device: Assumptions
 ) -> tuple[MemoryPart, ...]:
     """What lies on a GPU while an engine runs; `model` counts only where a sleeping trainer keeps its memory."""
-    return parts(*_engine_parts(engine, device), *_trainer_asleep(config, model, topology, device))
-
-
-def _engine_parts(engine: EnginePlan, device: Assumptions) -> tuple[MemoryPart, ...]:
-    deepep = device.deepep_bytes if engine.grid.gpus > 1 else 0
-    return parts(
-        MemoryPart("engine weights", engine.weight_bytes, engine.form.name),
-        MemoryPart(
-            "KV cache", engine.kv_bytes, f"{engine.kv_tokens_per_rank:,} tokens x {engine.kv_bytes_per_token:,} B"
-        ),
-        MemoryPart("CUDA graphs", device.cuda_graph_bytes),
-        MemoryPart("prefill activations", device.prefill_bytes),
-        MemoryPart("engine groups, DeepEP", device.engine_groups_bytes + deepep),
-        MemoryPart("engine process", device.engine_process_bytes),
-    )
-
-
-def _engine_asleep(engine: EnginePlan, device: Assumptions) -> tuple[MemoryPart, ...]:
-    if not device.sleeps:
-        return _engine_parts(engine, device)
-    kept = device.engine_process_bytes + device.engine_groups_bytes + device.deepep_bytes
-    return (MemoryPart("sleeping engine", kept, "context, process groups, DeepEP buffers"),)
+    return parts(*engine_awake(engine, device), *_trainer_asleep(config, model, topology, device))
 
 
 def _trainer_asleep(
@@ -146,19 +126,16 @@ def _trainer_asleep(
 
 
 def _sync_parts(
-    model: tuple[MemoryPart, ...], topology: Topology, engine: EnginePlan, device: Assumptions
+    config: Config, model: tuple[MemoryPart, ...], topology: Topology, engine: EnginePlan, device: Assumptions
 ) -> tuple[MemoryPart, ...]:
-    buckets = min(SYNC_BUCKETS * BUCKET_BYTES, SYNC_BUCKETS * engine.weight_bytes)
+    buckets = SYNC_BUCKETS * min(bucket_bytes(config), engine.weight_bytes)
     resident = () if device.sleeps else model
     # Where training's process groups are destroyed a sync still has two of its own, which is charged like all of them.
     asleep = trainer_asleep_bytes(topology, device, rebuilt=False) if device.sleeps else device.context_bytes
     return parts(
         MemoryPart("engine weights", engine.weight_bytes, engine.form.name),
-        MemoryPart("sync buckets", buckets, f"{SYNC_BUCKETS} of {BUCKET_BYTES // 2**20} MiB at most"),
+        MemoryPart("sync buckets", buckets, f"{SYNC_BUCKETS} of {config.sync.bucket_mib} MiB at most"),
         MemoryPart("trainer with process groups", asleep, "its weights are read from host memory"),
-        MemoryPart(
-            "engine process, groups, DeepEP",
-            device.engine_process_bytes + device.engine_groups_bytes + device.deepep_bytes,
-        ),
+        MemoryPart("engine process, groups, DeepEP", engine_kept_bytes(engine, device)),
         *resident,
     )

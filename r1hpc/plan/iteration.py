@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from r1hpc.config import Config
 from r1hpc.plan.assumptions import Assumptions
 from r1hpc.plan.batches import Batches
+from r1hpc.plan.host_adam import HostAdamStep
 from r1hpc.plan.host_memory import has_reference
 from r1hpc.plan.model_shape import ModelShape
 from r1hpc.plan.parameters import model_modules
@@ -26,11 +27,17 @@ class IterationTime:
 
 
 def iteration_time(
-    config: Config, shape: ModelShape, batches: Batches, world_size: int, device: Assumptions
+    config: Config,
+    shape: ModelShape,
+    batches: Batches,
+    world_size: int,
+    adam: HostAdamStep | None,
+    device: Assumptions,
 ) -> IterationTime | None:
     """Minutes of an iteration: as configured, else estimated; null where nothing is known (a CPU rehearsal).
 
-    The slowest sample runs to its limit at 25 to 60 tokens/s; then the update at the assumed share of peak.
+    The slowest sample runs to its limit at 25 to 60 tokens/s; then the update at the assumed share of peak,
+    and host Adam after each of its steps.
     """
     if config.run.expected_rollout_minutes:
         expected = config.run.expected_rollout_minutes
@@ -39,9 +46,10 @@ def iteration_time(
         return None
     update = update_flops(config, shape, batches) / (world_size * device.peak_flops * device.model_flops_share)
     slow, fast = device.decode_tokens_per_s
+    fast_adam, slow_adam = adam.seconds if adam is not None and adam.seconds else (0.0, 0.0)
     return IterationTime(
-        low_minutes=(batches.longest_sample / fast + update + device.switch_s) / 60,
-        high_minutes=(batches.longest_sample / slow + update + device.switch_s) / 60,
+        low_minutes=(batches.longest_sample / fast + update + batches.steps * fast_adam + device.switch_s) / 60,
+        high_minutes=(batches.longest_sample / slow + update + batches.steps * slow_adam + device.switch_s) / 60,
         measured=False,
     )
 

@@ -16,6 +16,7 @@ from r1hpc.plan.engine import EnginePlan, make_engine
 from r1hpc.plan.engine_problems import engine_problems
 from r1hpc.plan.fit import fit_problems
 from r1hpc.plan.gpu_memory import Phase, groups_rebuilt, make_phases, trainer_asleep_bytes
+from r1hpc.plan.host_adam import host_adam
 from r1hpc.plan.host_memory import HostMemory, bytes_per_stage, make_host_memory
 from r1hpc.plan.iteration import iteration_time
 from r1hpc.plan.layers import Stage, make_stages, split_layers
@@ -195,8 +196,9 @@ def _plan(config: Config, shape: ModelShape, device: Assumptions, num_prompts: i
     phases = make_phases(config, shape, topology, stages, engine, batches, device)
     hosts = make_host_memory(config, topology, stages, engine, phases, device)
     storage = make_storage(config, shape, modules)
-    iteration = iteration_time(config, shape, batches, topology.world_size, device)
-    times = make_times(config, storage, hosts, topology.world_size, iteration, device)
+    adam = host_adam(config, hosts, device)
+    iteration = iteration_time(config, shape, batches, topology.world_size, adam, device)
+    times = make_times(config, storage, adam, topology.world_size, iteration, device)
     alternatives = engine_alternatives(config, shape, modules, topology, device)
     return Plan(
         name=config.run.name,
@@ -223,7 +225,7 @@ def _plan(config: Config, shape: ModelShape, device: Assumptions, num_prompts: i
         ),
         groups_rebuilt=groups_rebuilt(config, device),
         hosts=hosts,
-        sync=make_sync(modules, engine),
+        sync=make_sync(config, modules, engine, topology, device.speeds),
         storage=storage,
         times=times,
         warnings=make_warnings(config, shape, topology, batches, engine, alternatives, hosts, times),

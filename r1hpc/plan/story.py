@@ -152,9 +152,11 @@ def _engines(plan: Plan) -> tuple[Line, ...]:
     )
     sent = (sync.fp8_bytes or sync.bf16_bytes) + sync.scale_bytes
     moved = (
-        f"{show_bytes(sent)} in {_plural(sync.engine_buckets, 'bucket')}; into each GPU"
-        f" {show_bytes(sync.expert_bytes_per_gpu)} of experts and {show_bytes(sync.dense_bytes_per_gpu)} of the rest"
+        f"{show_bytes(sent)}; into each GPU {show_bytes(sync.expert_bytes_per_gpu)} of experts and"
+        f" {show_bytes(sync.dense_bytes_per_gpu)} of the rest, in {_plural(sync.payloads, 'payload')}"
     )
+    if sync.time is not None:
+        moved += f": about {show_seconds(sync.time.seconds)} (an estimate: docs/planning.md)"
     others = tuple(
         Line("", f"with {other.settings}: {show_count(other.tokens_per_engine)} an engine")
         for other in (plan.alternatives if engine.retracts else ())
@@ -186,9 +188,18 @@ def _time(plan: Plan) -> tuple[Line, ...]:
         source = "measured" if times.iteration.measured else "an estimate; set run.expected_rollout_minutes"
         minutes = show_range(times.iteration.low_minutes, times.iteration.high_minutes)
         lines.insert(0, Line("iteration", f"{minutes} min ({source}); {show_range(*times.days)} days for the run"))
+    if times.host_adam is not None and times.host_adam.seconds is not None:
+        lines.insert(1, Line("host Adam", _adam_text(times.host_adam.traffic_bytes, *times.host_adam.seconds)))
     if times.whole_run:
         lines.insert(1, Line("whole run", _whole_run_text(plan, times.whole_run)))
     return tuple(lines)
+
+
+def _adam_text(traffic: int, fast: float, slow: float) -> str:
+    return (
+        f"{show_bytes(traffic)} through the memory of the fullest node a step:"
+        f" {show_range(fast, slow, '.1f')} s, by its cores and memory channels"
+    )
 
 
 def _whole_run_text(plan: Plan, whole: WholeRun) -> str:

@@ -8,14 +8,13 @@ from math import ceil, sqrt
 from r1hpc.config import Config
 from r1hpc.plan.array_stages import ArrayStages, make_array_stages
 from r1hpc.plan.assumptions import (
-    ADAM_TRAFFIC_BYTES,
     GB,
     MAX_SIGNAL_LEAD_S,
     SAVE_SPREAD,
     SLURM_SIGNAL_SLACK_S,
     Assumptions,
 )
-from r1hpc.plan.host_memory import HostMemory
+from r1hpc.plan.host_adam import HostAdamStep
 from r1hpc.plan.iteration import IterationTime
 from r1hpc.plan.storage import StoragePlan
 from r1hpc.plan.whole_run import WholeRun, whole_run
@@ -59,8 +58,8 @@ class TimePlan:
     """Of the whole run, interruptions left out."""
     whole_run: WholeRun | None
     """GPU-hours and attempts; null while nothing is known of an iteration."""
-    adam_traffic_bytes: int
-    """Moved through the memory of the fullest node by one step of host Adam."""
+    host_adam: HostAdamStep | None
+    """null where the optimizer's state lies on the GPUs."""
 
 
 def save_seconds(size_bytes: int, gbps: float) -> float:
@@ -86,7 +85,7 @@ def needed_signal_lead(save_s: float, device: Assumptions) -> int:
 def make_times(
     config: Config,
     storage: StoragePlan,
-    hosts: tuple[HostMemory, ...],
+    adam: HostAdamStep | None,
     world_size: int,
     iteration: IterationTime | None,
     device: Assumptions,
@@ -124,7 +123,7 @@ def make_times(
         restart_s=restart_s,
         days=_scaled(iteration, config.rollout.num_rollout / 1440),
         whole_run=whole_run(config, iteration, start_s, lead_s, world_size),
-        adam_traffic_bytes=ADAM_TRAFFIC_BYTES * max(host.optimizer_parameters for host in hosts),
+        host_adam=adam,
     )
 
 

@@ -11,6 +11,12 @@ from r1hpc.plan import Plan, render_plan
 from r1hpc.plan.times import advised_interval, interval_overhead, save_seconds
 
 PlanWith = Callable[..., Plan]
+ON_GPUS = (
+    "hosts.gpu_memory_gib=300",
+    "optimizer.optimizer_cpu_offload=false",
+    "optimizer.overlap_cpu_optimizer_d2h_h2d=false",
+)
+"""Optimizer states."""
 
 
 @pytest.mark.parametrize(("gbps", "minutes"), [(20, 7.8), (50, 3.1), (100, 1.6)])
@@ -69,14 +75,14 @@ def test_what_a_preemption_loses(plan_r1: PlanWith) -> None:
 
 
 def test_an_iteration_is_estimated_in_the_published_range(r1_plan: Plan) -> None:
-    """15 to 30 minutes, 31 to 62 days: 32 k tokens at 60 and 25 tokens/s, an update of about 250 s."""
+    """15 to 30 minutes, 31 to 62 days: 32 k tokens at 60 and 25 tokens/s, an update of about 280 s."""
     iteration = r1_plan.times.iteration
     assert iteration is not None
     assert not iteration.measured
     assert iteration.low_minutes == pytest.approx(15, rel=0.1)
     assert iteration.high_minutes == pytest.approx(30, rel=0.1)
     update = 60 * iteration.low_minutes - 32_768 / 60 - 60
-    assert update == pytest.approx(250, rel=0.1)
+    assert update == pytest.approx(280, rel=0.1)
     assert r1_plan.times.days == pytest.approx(
         (3000 * iteration.low_minutes / 1440, 3000 * iteration.high_minutes / 1440)
     )
@@ -95,8 +101,29 @@ def test_a_rehearsal_has_no_estimate(rehearsal_plan: Plan) -> None:
 
 
 def test_host_adam_moves_1_3_terabytes_a_step(r1_plan: Plan) -> None:
-    assert r1_plan.times.adam_traffic_bytes == pytest.approx(28 * 46.5e9, rel=1e-3)
-    assert r1_plan.times.adam_traffic_bytes == pytest.approx(1.3e12, rel=0.01)
+    step = r1_plan.times.host_adam
+    assert step is not None
+    assert step.traffic_bytes == pytest.approx(28 * 46.5e9, rel=1e-3)
+    assert step.traffic_bytes == pytest.approx(1.3e12, rel=0.01)
+
+
+def test_seconds_of_host_adam_are_a_range_and_count_in_an_iteration(plan_r1: PlanWith, r1_plan: Plan) -> None:
+    step = r1_plan.times.host_adam
+    assert step is not None and step.seconds is not None
+    assert step.seconds == pytest.approx((1.3e12 / 400e9, 1.3e12 / 78.5e9), rel=0.01)
+    assert "3.3 to 16.6 s" in " ".join(render_plan(r1_plan).split())
+    with_it, without = r1_plan.times.iteration, plan_r1(*ON_GPUS).times.iteration
+    assert with_it is not None and without is not None
+    assert 60 * (with_it.low_minutes - without.low_minutes) == pytest.approx(4 * step.seconds[0])
+    assert 60 * (with_it.high_minutes - without.high_minutes) == pytest.approx(4 * step.seconds[1])
+
+
+def test_optimizer_states_on_gpus_and_rehearsals_have_no_seconds_of_host_adam(
+    plan_r1: PlanWith, rehearsal_plan: Plan
+) -> None:
+    assert plan_r1(*ON_GPUS).times.host_adam is None
+    step = rehearsal_plan.times.host_adam
+    assert step is None or step.seconds is None
 
 
 def test_one_dispatch_to_the_experts(r1_plan: Plan) -> None:

@@ -73,7 +73,7 @@ def test_an_estimated_iteration_may_not_end_within_the_time_limit(plan_r1: PlanW
     low, high = iteration.low_minutes + 28.63, iteration.high_minutes + 28.63
     assert f"(a save takes 470 s at run.file_system_gbps = 20) = {low:.0f} to {high:.0f} minutes" in text
     assert high > 50
-    assert warning(plan_r1("slurm.time_limit=57"), "slurm.time_limit") is None
+    assert warning(plan_r1("slurm.time_limit=58"), "slurm.time_limit") is None
 
 
 def test_tensor_parallel_groups_that_span_nodes(plan_r1: PlanWith, r1_plan: Plan) -> None:
