@@ -28,6 +28,9 @@ _CPU: Mapping[str, str] = {
     "TORCHDYNAMO_DISABLE": "1",
 }
 
+MANY_CORES = 8
+"""From here on a core less is no loss that anyone would see."""
+
 
 def trainer_environment(device: str, interface: str | None) -> dict[str, str]:
     """Of a trainer's process, besides what it inherits from its raylet; interface: of its process groups."""
@@ -42,9 +45,11 @@ def share_cores(slots: int) -> int:
 
     slots: of all hosts on it, since threads that are more than the cores wait for each other. To be called before torch
     is loaded: OpenMP reads its variables once, and Ray has set them to the CPUs that it counts for the actor, which are
-    not cores.
+    not cores. Of many, one is left to the engine beside, Ray and the driver: threads wait for the one that shares its
+    core with whoever polls, and then all take twice as long.
     """
-    cores = max(1, len(os.sched_getaffinity(0)) // slots)
+    share = max(1, len(os.sched_getaffinity(0)) // slots)
+    cores = share if share < MANY_CORES else share - 1
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(cores)
     return cores

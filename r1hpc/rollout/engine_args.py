@@ -154,7 +154,6 @@ def _device(config: Config, process: EngineProcess) -> dict[str, Value]:
             "dtype": "float32",
             "attention_backend": "torch_native",
             "disable_overlap_schedule": True,
-            # An idle scheduler polls, and here it would take a core from the trainer and the other engines.
             "sleep_on_idle": True,
         }
     values: dict[str, Value] = {
@@ -166,6 +165,10 @@ def _device(config: Config, process: EngineProcess) -> dict[str, Value]:
         # Otherwise SGLang reserves up to 1 GiB of GPU 0 for pictures.
         "mm_feature_transport": "cpu",
     }
+    if not config.sglang.enable_dp_attention:
+        # An idle scheduler polls, and takes a core from host Adam. Those of several attention ranks wait for each other
+        # before each request, of a sync too; there one that sleeps in its own poll would hold up all for a second.
+        values["sleep_on_idle"] = True
     if process.num_gpus > 1:
         # SGLang turns it on by itself for this model on Hopper.
         values["enforce_disable_flashinfer_allreduce_fusion"] = True
