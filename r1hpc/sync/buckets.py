@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 
 from r1hpc.checkpoint.names import TensorName
 from r1hpc.sync.catalog import Assembly
@@ -77,14 +78,14 @@ def payload_sizes(bucket: Bucket) -> Counter[int]:
 def pack(
     assemblies: Sequence[Assembly], form: SyncForm, to: Callable[[TensorName], tuple[int, ...]], bucket_bytes: int
 ) -> tuple[Bucket, ...]:
-    """Buckets in the order of the tensors. No rank is given, or puts together, more than `bucket_bytes` of one.
+    """Buckets that all assemblers work on. No rank is given, or puts together, more than `bucket_bytes` of one.
 
     What SGLang fuses stays together; tensors that cannot be parted and are larger have a bucket of their own.
     """
     buckets: list[Bucket] = []
     members: list[Assembly] = []
     load: Counter[tuple[str, int]] = Counter()
-    for inseparable in _inseparable(assemblies):
+    for inseparable in _spread(list(_inseparable(assemblies))):
         adds = _load(inseparable, form, to)
         if members and any(load[place] + size > bucket_bytes for place, size in adds.items()):
             buckets.append(make_bucket(members, form, to))
@@ -136,6 +137,28 @@ def _inseparable(assemblies: Sequence[Assembly]) -> Iterator[list[Assembly]]:
         for assembly in layer:
             groups.setdefault(_group(assembly.name), []).append(assembly)
         yield from groups.values()
+
+
+def _spread(groups: Sequence[list[Assembly]]) -> list[list[Assembly]]:
+    """Each assembler's groups in their order, those of all merged by how far each one is with its own.
+
+    A layer is put together by the ranks of its pipeline stage alone: layer by layer, the other stages would wait.
+    """
+    totals: Counter[int] = Counter()
+    for group in groups:
+        totals[group[0].assembler] += _elements(group)
+    done: Counter[int] = Counter()
+    progress = []
+    for group in groups:
+        assembler, size = group[0].assembler, _elements(group)
+        # Where its middle is: everyone's first group would come before everyone's second.
+        progress.append((done[assembler] + size / 2) / totals[assembler])
+        done[assembler] += size
+    return [groups[index] for index in sorted(range(len(groups)), key=progress.__getitem__)]
+
+
+def _elements(group: Sequence[Assembly]) -> int:
+    return sum(prod(assembly.name.shape) for assembly in group)
 
 
 def _group(name: TensorName) -> str:

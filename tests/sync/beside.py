@@ -73,6 +73,7 @@ class Receiver:
         data = bytes_of(order)
         assert checksum(data) == order.checksum
         named = {placed.sent.name: placed.view(data).clone() for placed in order.tensors}
+        fault = None
         if order.work == "load":
             assert not named.keys() & self.tensors.keys()
             self.tensors |= named
@@ -80,8 +81,12 @@ class Receiver:
             self.together.append(tuple(named))
         elif order.work == "compare":
             self.compared += named
-            assert all(torch.equal(bits(self.tensors[name]), bits(tensor)) for name, tensor in named.items())
-        answer(order)
+            other = [name for name, tensor in named.items() if not self._has(name, tensor)]
+            fault = f"other or not there: {', '.join(other)}" if other else None
+        answer(order, fault)
+
+    def _has(self, name: str, tensor: Tensor) -> bool:
+        return name in self.tensors and torch.equal(bits(self.tensors[name]), bits(tensor))
 
 
 def receive_all(
