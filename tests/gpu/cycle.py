@@ -26,6 +26,7 @@ from r1hpc.actors.process_setup import trainer_environment
 from r1hpc.actors.rank import TrainerRank
 from r1hpc.cluster.ports import PortBand
 from r1hpc.config import Config, load_config
+from r1hpc.plan import plan_for
 from r1hpc.rollout.client import EngineClient
 from r1hpc.rollout.placement import EngineHost, place_engines
 from r1hpc.rollout.protocol import Request
@@ -38,6 +39,7 @@ from r1hpc.train.actor import TrainActor
 from r1hpc.train.arena import Arena, TensorSpec
 from r1hpc.train.schedule import collate_here
 from r1hpc.types import Generation, Sample
+from tests.gpu.peaks import Peaks, used_before
 from tests.sync.beside import order_of
 from tests.sync.driven import DrivenRanks, Extra, drive
 
@@ -67,6 +69,11 @@ class Cycle:
     def config(self) -> Config:
         return load_config(CONFIG, overrides=list(self.overrides)).config
 
+    def planned_bytes(self) -> dict[str, int]:
+        """Of the fullest GPU, by phase."""
+        plan = plan_for(load_config(CONFIG, overrides=list(self.overrides)))
+        return {phase.name: phase.worst.total_bytes for phase in plan.phases}
+
 
 @dataclass
 class Found:
@@ -91,13 +98,18 @@ class Found:
     """Gap of an engine whose attention scales nobody set after a release."""
     limits: dict[str, float] = field(default_factory=dict)
     """GB/s of plain copies in the same process."""
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    """Of GPU 0, in each phase of the plan."""
+    planned_bytes: dict[str, int] = field(default_factory=dict)
+    """What r1hpc.plan says that it will be."""
 
 
 def main(rank: int, world: int, scratch: Path) -> None:
     """Play the cycle of SCRATCH/work.pkl."""
     cycle: Cycle = pickle.loads((scratch / "work.pkl").read_bytes())
     config = cycle.config()
-    found = Found()
+    found = Found(planned_bytes=cycle.planned_bytes())
+    peaks = Peaks(0, used_before(0) if rank == 0 else 0)
     server = engine_server(config, cycle.port, world, scratch) if rank == 0 else None
     try:
         if server is not None:
@@ -109,7 +121,7 @@ def main(rank: int, world: int, scratch: Path) -> None:
         # Who waits for orders in NCCL keeps its GPU busy.
         group = torch.distributed.new_group(backend="gloo")
         ranks = DrivenRanks({trainer._publisher._form: trainer._publisher}, works(trainer, config, rank), group)
-        drive(ranks, lambda driven: story(driven, cycle, config, server, trainer, found))
+        drive(ranks, lambda driven: story(driven, cycle, config, server, trainer, found, peaks))
         trainer.leave()
     finally:
         if server is not None:
@@ -151,6 +163,7 @@ async def story(
     server: EngineServer | None,
     trainer: TrainerRank,
     found: Found,
+    peaks: Peaks,
 ) -> None:
     """From the load of the trainer to the last rollout."""
     assert server is not None
@@ -158,19 +171,21 @@ async def story(
     engine = EngineEndpoint(
         "engine0", server.control, server.capabilities, tuple(range(world)), ep_size=config.sglang.ep_size
     )
-    turns = Turns(ranks, engine, found)
+    turns = Turns(ranks, engine, found, peaks)
     with Timed(found, "trainer_load"):
         await ranks.ask("load")
     await turns.read("trainer awake, engine released")
     for rollout in range(cycle.rollouts):
         await turns.to_engine(rollout)
-        samples = await generated(server.process.url, config, rollout, found)
+        with peaks.phase("rollout"):
+            samples = await generated(server.process.url, config, rollout, found)
         await turns.to_trainer(rollout)
         found.gaps.append(gap(samples, (await ranks.ask("logprobs", samples))[0]))
-        with Timed(found, f"update {rollout}"):
+        with Timed(found, f"update {rollout}"), peaks.phase("train"):
             await ranks.ask("update", samples, rollout)
         if rollout == 0:
             await turns.read("after an update, engine released")
+    found.peak_bytes = peaks.bytes_of
     if cycle.faults:
         await spoil(turns, trainer, server, config, found)
     else:
@@ -221,8 +236,9 @@ async def spoil(turns: Turns, trainer: TrainerRank, server: EngineServer, config
 class Turns:
     """Who has the GPUs, in the order of r1hpc.colocate; reads the memory at each step of the first turns."""
 
-    def __init__(self, ranks: DrivenRanks, engine: EngineEndpoint, found: Found) -> None:
+    def __init__(self, ranks: DrivenRanks, engine: EngineEndpoint, found: Found, peaks: Peaks) -> None:
         self.ranks = ranks
+        self._peaks = peaks
         self.engine = engine
         self._found = found
 
@@ -233,7 +249,8 @@ class Turns:
         await self.read(f"{version}: both asleep")
         with Timed(self._found, f"resume weights {version}"):
             await self.engine.control.resume_memory(["weights"])
-        report = await publish(self.ranks, [self.engine], version, timeout_s=TIMEOUT_S, full_check=full_check)
+        with self._peaks.phase("sync"):
+            report = await publish(self.ranks, [self.engine], version, timeout_s=TIMEOUT_S, full_check=full_check)
         self._found.syncs.append(asdict(report))
         assert not report.failed, report.failed
         await self.read(f"{version}: engine has weights")

@@ -176,6 +176,15 @@ def test_both_sides_give_the_memory_back(play: Play, found: Found) -> None:
         assert all(after - before < 2**26 for after, before in grown)
 
 
+@pytest.mark.parametrize("phase", ["train", "rollout", "sync"])
+def test_the_plan_knows_the_peak_of_each_phase(play: Play, found: Found, phase: str) -> None:
+    """Never much less than was seen. How close it is shows a model that is more than contexts and communicators."""
+    planned = found.planned_bytes[phase]
+    assert found.peak_bytes[phase] < 1.15 * planned
+    if play.sizes is BIG:
+        assert planned < 1.15 * found.peak_bytes[phase]
+
+
 def test_a_spoiled_payload_leaves_the_engine_without_a_version(play: Play, found: Found) -> None:
     if not play.faults:
         pytest.skip("not spoiled")
