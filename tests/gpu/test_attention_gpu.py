@@ -1,9 +1,6 @@
-"""Attention on a GPU: each fast kernel against the exact one, whole and cut over emulated context ranks; its speed."""
+"""Attention on a GPU: each fast kernel against the exact one, whole and cut over emulated context ranks."""
 
 from __future__ import annotations
-
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -86,30 +83,6 @@ def test_layouts_of_queries_keys_and_values_do_not_matter() -> None:
         assert error(mine, theirs) < 0.02
 
 
-def test_speed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Prints TFLOP/s by kernel and context ranks, what a new length costs, and whether gradients repeat."""
-    lengths, cp_size = [8192, 16384], 4
-    lines = []
-    for name, kernel in KERNELS.items():
-        for ranks in (1, 2, cp_size):
-            forward_s, both_s = timed(lengths, ranks, kernel)
-            flops = causal_flops(lengths) / ranks
-            lines.append(
-                f"{name:5} CP{ranks}, rank 0: forward {flops / forward_s / 1e12:4.0f} TFLOP/s,"
-                f" forward and backward {3.5 * flops / both_s / 1e12:4.0f}"
-            )
-        (q, k, v), weight = made_up(1031, torch.bfloat16)
-        first, second = (seconds(lambda: backward(q, k, v, weight, [1031], kernel)) for _ in range(2))  # noqa: B023
-        once, again = (backward(q, k, v, weight, [1031], kernel) for _ in range(2))
-        same = all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-        lines.append(
-            f"{name:5} a length seen for the first time: {(first - second) * 1e3:.1f} ms; bitwise repeatable: {same}"
-        )
-        assert 3.5 * causal_flops(lengths) / timed(lengths, 1, kernel)[1] > 50e12
-    with capsys.disabled():
-        print("\n" + "\n".join(lines))
-
-
 def made_up(tokens: int, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     """q, k and v, leaves, and weights for the output."""
     random = torch.Generator("cuda").manual_seed(5)
@@ -134,40 +107,3 @@ def on_all_ranks(
 def error(got: Tensor, want: Tensor) -> float:
     """Largest difference by largest value."""
     return float((got.double() - want.double()).abs().max() / want.double().abs().max())
-
-
-def backward(
-    q: Tensor, k: Tensor, v: Tensor, weight: Tensor, lengths: list[int], kernel: AttentionKernel
-) -> tuple[Tensor, ...]:
-    out = packed_attention(q, k, v, pack_sequences(lengths), SCALE, kernel)
-    return torch.autograd.grad((out * weight).sum(), (q, k, v))
-
-
-def timed(lengths: list[int], ranks: int, kernel: AttentionKernel) -> tuple[float, float]:
-    """Seconds of a forward pass, and of forward and backward, of context rank 0; each the best of five."""
-    (q, k, v), weight = made_up(sum(lengths), torch.bfloat16)
-    sequences = pack_sequences(lengths, 0, ranks)
-    mine, part = q.detach()[: sum(lengths) // ranks].requires_grad_(), weight[: sum(lengths) // ranks]
-
-    def forward() -> Tensor:
-        return packed_attention(mine, k, v, sequences, SCALE, kernel)
-
-    def both() -> None:
-        torch.autograd.grad(forward(), (mine, k, v), part)
-
-    with torch.no_grad():
-        forward_s = min(seconds(forward) for _ in range(6))
-    return forward_s, min(seconds(both) for _ in range(6))
-
-
-def seconds(work: Callable[[], object]) -> float:
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
-def causal_flops(lengths: list[int]) -> float:
-    """Of a forward pass over whole sequences: two per multiplication, half of the pairs."""
-    return sum(2 * HEADS * (KEY_WIDTH + VALUE_WIDTH) * length**2 / 2 for length in lengths)
