@@ -57,7 +57,7 @@ class TrainerRank:
 
     def sleep(self) -> None:
         """Give the device's memory back, unless that was done."""
-        if not self.actor.memory.asleep:
+        if not self.actor.asleep:
             self.actor.sleep()
 
     def wake(self) -> None:

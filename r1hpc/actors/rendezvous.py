@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import socket
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from r1hpc.actors.place import Rendezvous
 from r1hpc.errors import R1hpcError
+
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 class RendezvousError(R1hpcError):
@@ -24,6 +29,8 @@ def join(rendezvous: Rendezvous, rank: int, device: torch.device) -> None:
     communicators are made when they are first used, so no device is named here: of Megatron's 21 groups most never are,
     and each took 0.5 GiB of the GPU (one H200, NCCL 2.28).
     """
+    if GLOO_INTERFACE not in os.environ and (interface := interface_towards(rendezvous.address)):
+        os.environ[GLOO_INTERFACE] = interface
     store = dist.TCPStore(  # type: ignore[attr-defined]
         rendezvous.address,
         rendezvous.port,
@@ -41,6 +48,25 @@ def join(rendezvous: Rendezvous, rank: int, device: torch.device) -> None:
         world_size=rendezvous.world_size,
         timeout=timedelta(seconds=rendezvous.collective_timeout_s),
     )
+
+
+def interface_towards(address: str) -> str | None:
+    """The network interface by which this host reaches `address`, its own or another's; null where none is found.
+
+    Gloo would take the address that the host's name resolves to, on many distributions 127.0.1.1.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))  # sends nothing: the kernel chooses a route
+        except OSError:
+            return None
+        mine = probe.getsockname()[0].split("%")[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.family == family and each.address.split("%")[0] == mine for each in addresses):
+            return str(name)
+    # All of 127.0.0.0/8 is this host, whatever the interface says that it has.
+    return "lo" if ipaddress.ip_address(mine).is_loopback else None
 
 
 def _listening(rendezvous: Rendezvous) -> int:

@@ -40,6 +40,12 @@ def _recompute_modules(config: Config) -> Iterator[Broken]:
         yield Broken("megatron.recompute_modules", "only with perf.recompute_granularity: selective; leave it out")
 
 
+def _pipeline(config: Config) -> Iterator[Broken]:
+    if config.megatron.passed_through.get("batch_p2p_comm") is False:
+        rule = "must be true: without it two stages would exchange through the group of all ranks; leave it out"
+        yield Broken("megatron.batch_p2p_comm", rule)
+
+
 def _optimizer(config: Config) -> Iterator[Broken]:
     optimizer = config.optimizer
     if optimizer.optimizer_cpu_offload and not optimizer.use_precision_aware_optimizer:
@@ -93,6 +99,7 @@ TRAINER_RULES: Final = (
     Rule(("perf",), _experts),
     Rule(("perf",), _recompute),
     Rule(("perf", "megatron"), _recompute_modules),
+    Rule(("megatron",), _pipeline),
     Rule(("optimizer",), _optimizer),
     Rule(("megatron",), _dispatcher),
     Rule(("megatron",), _numerics),

@@ -34,6 +34,8 @@ class SyncGroups:
         """The group of these ranks; null on others."""
         members = tuple(sorted(ranks))
         if members not in self._of:
+            # Noted before it is there: `destroy` is collective, also for a rank on which this fails.
+            self._of[members] = None
             made = dist.new_group(list(members), timeout=timeout_of(), backend=_backend(self._device))
             self._of[members] = made if dist.get_rank() in members else None
         return self._of[members]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from r1hpc.checkpoint.collective import everyones
+from r1hpc.checkpoint.collective import as_error, everyones, raise_together
 from r1hpc.errors import R1hpcError
 from r1hpc.model import compat
 from r1hpc.model.build import build_model, unloaded
@@ -152,12 +152,32 @@ class TrainActor:
             saving.abandon()
 
     def sleep(self) -> None:
-        """Give the device's memory to the engines."""
+        """Give the device's memory to the engines; after an error, what is left to be given.
+
+        Where groups are destroyed for it, what fails on one rank is raised on all.
+        """
+        if self.groups is None:
+            self._give_memory()
+            return
+        failure: R1hpcError | None = None
+        if not self.memory.asleep or self.groups.dropped:
+            try:
+                self._give_memory()
+            except Exception as error:  # whatever it is, the others wait for this rank
+                failure = as_error(error, "sleep")
+        raise_together([failure])
+        if not self.groups.dropped:
+            self.groups.drop()
+
+    @property
+    def asleep(self) -> bool:
+        """Nothing is left to be given: the same on every rank, or else `sleep` goes on where it is not."""
+        return self.memory.asleep and (self.groups is None or self.groups.dropped)
+
+    def _give_memory(self) -> None:
         forget_last_tokens(self.model)
         self.memory.sleep()
         self._on_device = None
-        if self.groups is not None:
-            self.groups.drop()
 
     def wake(self) -> None:
         """Take the device's memory back, with the weights of the last update."""

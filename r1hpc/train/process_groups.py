@@ -95,6 +95,8 @@ class ProcessGroups:
         specs = {spec.number: spec for of_rank in everyones(mine) for spec in of_rank}
         self._specs = [specs[number] for number in sorted(specs)]
         self._places: list[_Place] | None = None
+        self._broken: str | None = None
+        """Why groups could not be made again: ranks may count them differently since, and would wait for each other."""
 
     @property
     def dropped(self) -> bool:
@@ -107,13 +109,13 @@ class ProcessGroups:
         Raises ProcessGroupsError on every rank where something would go on using one, with its name.
         """
         assert self._places is None, "the groups are dropped already"
+        self._check_not_broken()
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
         # Nobody closes a connection before all are done with it.
         names = {
             name for of_rank in everyones([group.group_name for group in self._groups.values()]) for name in of_rank
         }
-        _forget_deepep()
         absent = {spec.number: AbsentGroup(spec) for spec in self._specs if spec.number in self._groups}
         self._places = self._emptied(absent)
         watched = {number: weakref.ref(group) for number, group in self._groups.items()}
@@ -127,21 +129,30 @@ class ProcessGroups:
     def restore(self) -> None:
         """Make the groups again, and give them to all who had them."""
         assert self._places is not None, "the groups are there"
+        self._check_not_broken()
         problem: str | None = None
         try:
             made = {spec.number: group for spec in self._specs if (group := spec.make()) is not None}
         except Exception as error:  # whatever it is, the others wait for this rank
             problem = f"process groups cannot be made again: {type(error).__name__}: {error}"
-        _raise_together(problem)
+        try:
+            _raise_together(problem)
+        except ProcessGroupsError as error:
+            self._broken = str(error)
+            raise
         for place in self._places:
             place.put(made[place.number])
         self._groups, self._places = made, None
+
+    def _check_not_broken(self) -> None:
+        if self._broken is not None:
+            raise ProcessGroupsError(self._broken)
 
     def _emptied(self, absent: Mapping[int, AbsentGroup]) -> list[_Place]:
         """The places of all groups, each of which is given one that is absent."""
         numbers = {id(group): number for number, group in self._groups.items()}
         places = []
-        for holder, key, value in list(_references(self._holders)):
+        for holder, key, value in list(_references((*self._holders, *_deepep_buffer()))):
             if (number := numbers.get(id(value))) is not None:
                 places.append(_Place(holder, key, number))
                 places[-1].put(absent[number])
@@ -260,9 +271,13 @@ def _opened(value: object) -> object | None:
     return None
 
 
-def _forget_deepep() -> None:
-    """DeepEP's buffer belongs to a group, and is made again for another when it is needed."""
-    fused_a2a._buffer = None
+def _deepep_buffer() -> list[dict[str, Any]]:
+    """The attributes of DeepEP's buffer, where there is one: it knows its group by name alone, and stays.
+
+    To end it would end NVSHMEM in this process, which is not made to begin thousands of times.
+    """
+    buffer = fused_a2a._buffer
+    return [vars(buffer)] if hasattr(buffer, "__dict__") else []
 
 
 def _left(watched: Mapping[int, weakref.ref[ProcessGroup]]) -> list[str]:

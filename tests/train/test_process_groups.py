@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.transformer.moe import fused_a2a
 from torch import Tensor
 
 from r1hpc.errors import R1hpcError
@@ -24,7 +26,7 @@ from tests.train.tiny_models import convert_tiny_models
 GRID = Grid(tp=2, pp=2, last_layers=2)
 CYCLES = 50
 SLACK_MIB = 40.0
-"""By which a process may grow, whose threads come and go. The soak says more: 1,000 cycles add 2 MiB."""
+"""By which a process may grow, whose threads come and go. The soak says more: 1,000 cycles add 3 MiB."""
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,70 @@ def summing(group: dist.ProcessGroup) -> Callable[[Tensor], Tensor]:
         return value
 
     return total
+
+
+class Buffer:
+    """What DeepEP's knows of its group."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+
+
+def test_the_buffer_of_deepep_stays_and_is_given_the_new_group(models: Models, tmp_path: Path) -> None:
+    def work(actor: TrainActor) -> tuple[bool, str, bool]:
+        before = parallel_state.get_expert_model_parallel_group()
+        buffer = fused_a2a._buffer = Buffer(before)
+        del before
+        actor.sleep()
+        asleep = type(buffer.group).__name__
+        actor.wake()
+        same, now = fused_a2a._buffer is buffer, buffer.group is parallel_state.get_expert_model_parallel_group()
+        fused_a2a._buffer = None
+        return same, asleep, now
+
+    for same, asleep, now in on_every_rank(RebuildCase(Grid(tp=2, ep=2)), models, tmp_path, work):
+        assert same and now and asleep == "AbsentGroup"
+
+
+def test_a_wake_that_fails_on_one_rank_can_be_followed_by_sleep(
+    models: Models, samples: list[Sample], tmp_path: Path
+) -> None:
+    def work(actor: TrainActor) -> tuple[bool, bool, float]:
+        actor.update(samples, 0)
+        actor.sleep()
+        if dist.get_rank() == 1:
+            with pytest.MonkeyPatch.context() as patched, pytest.raises(MemoryError):
+                patched.setattr(actor.weights, "tensors", refuse)
+                actor.wake()
+        else:
+            actor.wake()
+        half_way = actor.asleep
+        actor.sleep()
+        return half_way, actor.asleep, actor.update(samples, 1).steps[0].grad_norm
+
+    found = on_every_rank(RebuildCase(Grid(tp=2)), models, tmp_path, work)
+    assert [half_way for half_way, _, _ in found] == [False, False]
+    assert all(asleep and norm > 0 for _, asleep, norm in found)
+
+
+def test_memory_that_one_rank_cannot_give_is_an_error_on_all_and_sleep_may_come_again(
+    models: Models, tmp_path: Path
+) -> None:
+    def work(actor: TrainActor) -> str:
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(R1hpcError) as said:
+            if dist.get_rank() == 1:
+                patched.setattr(actor.memory, "_synchronize", refuse)
+            actor.sleep()
+        actor.sleep()
+        assert actor.asleep
+        return str(said.value)
+
+    for said in on_every_rank(RebuildCase(Grid(tp=2)), models, tmp_path, work):
+        assert "no room" in said
+
+
+def refuse(*_: object) -> NoReturn:
+    raise MemoryError("no room")
 
 
 def test_groups_are_found_wherever_the_model_keeps_them(models: Models, tmp_path: Path) -> None:
