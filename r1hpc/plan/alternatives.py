@@ -46,7 +46,7 @@ def engine_alternatives(
         if (dp_size, fraction) == current:
             continue
         engine = make_engine(config, shape, modules, device, dp_size=dp_size, mem_fraction=fraction)
-        used = sum(part.bytes for part in rollout_parts(config, engine, (), topology, device))
+        used = sum(part.bytes for part in rollout_parts(config, shape, engine, (), topology, device))
         if engine.kv_tokens_per_rank and used <= gpu_limit_bytes(config, device):
             settings = f"sglang.dp_size {dp_size}, mem_fraction_static {fraction:g}"
             found.append(Alternative(settings, engine.kv_tokens_per_engine, engine.tokens_per_request))

@@ -89,6 +89,8 @@ class Assumptions:
     trainer_asleep: Growing
     """A sleeping trainer whose process groups were destroyed. One GPU: its context, measured; 128: 3 to 5 GB, slime
     v0.1.0 release notes."""
+    communicator_bytes: int
+    """Of one process group of GPUs: 3.6 GB of seven, measured on one GPU."""
     trainer_groups: Growing
     """NCCL buffers of a trainer. One GPU: seven communicators, measured; 128: 15 to 18 GB asleep with groups kept, less
     the 3 to 5 above."""
@@ -129,6 +131,7 @@ H100 = Assumptions(
     cuda_graph_bytes=int(6.2 * GIB),
     prefill_bytes=3 * GIB,
     trainer_asleep=Growing(int(0.7 * GB), 5 * GB, many=128),
+    communicator_bytes=int(0.52 * GB),
     trainer_groups=Growing(int(3.6 * GB), 13 * GB, many=128),
     rebuild_groups_above=16,
     host_process_bytes=4 * GB,
@@ -153,6 +156,7 @@ REHEARSAL = Assumptions(
     cuda_graph_bytes=0,
     prefill_bytes=0,
     trainer_asleep=NOTHING,
+    communicator_bytes=0,
     trainer_groups=NOTHING,
     rebuild_groups_above=16,
     host_process_bytes=0,  # the logical slots already count them

@@ -20,6 +20,8 @@ from r1hpc.plan.topology import Topology
 
 GRAD_BYTES = FP32
 """Of one element of the gradient buffer: gradients are always summed in float32."""
+SYNC_GROUPS = 2
+"""Process groups of a sync: of all ranks, and of the couriers."""
 SYNC_BUCKETS = 4
 """Buckets on a GPU during a sync: two alternating bf16 gathers, two alternating ones in the engine's format."""
 
@@ -66,8 +68,7 @@ def trainer_groups_bytes(topology: Topology, device: Assumptions) -> int:
 
 def trainer_asleep_bytes(topology: Topology, device: Assumptions, rebuilt: bool) -> int:
     """What a sleeping trainer keeps of a GPU, with its process groups destroyed (`rebuilt` on waking) or kept."""
-    asleep = device.trainer_asleep.of(topology.world_size)
-    return asleep + (0 if rebuilt else trainer_groups_bytes(topology, device))
+    return device.trainer_asleep.of(topology.world_size) + (0 if rebuilt else trainer_groups_bytes(topology, device))
 
 
 def model_parts(config: Config, stage: Stage, topology: Topology) -> tuple[MemoryPart, ...]:
@@ -103,16 +104,31 @@ def make_phases(
             MemoryPart("trainer process", device.context_bytes, "CUDA context" if device.sleeps else "libraries"),
         )
         train.append(MemoryUse(parts(*awake, *engine_asleep(engine, device)), limit))
-        rollout.append(MemoryUse(rollout_parts(config, engine, model, topology, device), limit))
-        sync.append(MemoryUse(_sync_parts(config, model, topology, engine, device), limit))
+        rollout.append(MemoryUse(rollout_parts(config, shape, engine, model, topology, device), limit))
+        sync.append(MemoryUse(_sync_parts(config, shape, model, topology, engine, device), limit))
     return Phase("train", tuple(train)), Phase("rollout", tuple(rollout)), Phase("sync", tuple(sync))
 
 
 def rollout_parts(
-    config: Config, engine: EnginePlan, model: tuple[MemoryPart, ...], topology: Topology, device: Assumptions
+    config: Config,
+    shape: ModelShape,
+    engine: EnginePlan,
+    model: tuple[MemoryPart, ...],
+    topology: Topology,
+    device: Assumptions,
 ) -> tuple[MemoryPart, ...]:
-    """What lies on a GPU while an engine runs; `model` counts only where a sleeping trainer keeps its memory."""
-    return parts(*engine_awake(engine, device), *_trainer_asleep(config, model, topology, device))
+    """What lies on a GPU while an engine runs; `model` counts only where a sleeping trainer keeps its memory.
+
+    An engine that was started again is given its weights while the others generate: all ranks take part in that.
+    """
+    rejoined = 0
+    if engine.num_engines > 1 and device.sleeps:
+        rejoined = SYNC_GROUPS * device.communicator_bytes + sync_bucket_bytes(config, shape, engine)
+    return parts(
+        *engine_awake(engine, device),
+        *_trainer_asleep(config, model, topology, device),
+        MemoryPart("sync of one engine", rejoined, "that was started again in the rollout"),
+    )
 
 
 def _trainer_asleep(
@@ -125,16 +141,26 @@ def _trainer_asleep(
     return (MemoryPart("sleeping trainer", trainer_asleep_bytes(topology, device, rebuilt), note),)
 
 
+def sync_bucket_bytes(config: Config, shape: ModelShape, engine: EnginePlan) -> int:
+    """Of the payloads of a sync on one GPU: usual ones, or the embedding, which may be larger, beside one of them."""
+    bucket = min(bucket_bytes(config), engine.weight_bytes)
+    return max(SYNC_BUCKETS * bucket, shape.vocab_size * shape.hidden_size * engine.form.element_bytes + bucket)
+
+
 def _sync_parts(
-    config: Config, model: tuple[MemoryPart, ...], topology: Topology, engine: EnginePlan, device: Assumptions
+    config: Config,
+    shape: ModelShape,
+    model: tuple[MemoryPart, ...],
+    topology: Topology,
+    engine: EnginePlan,
+    device: Assumptions,
 ) -> tuple[MemoryPart, ...]:
-    buckets = SYNC_BUCKETS * min(bucket_bytes(config), engine.weight_bytes)
     resident = () if device.sleeps else model
     # Where training's process groups are destroyed a sync still has two of its own, which is charged like all of them.
     asleep = trainer_asleep_bytes(topology, device, rebuilt=False) if device.sleeps else device.context_bytes
     return parts(
         MemoryPart("engine weights", engine.weight_bytes, engine.form.name),
-        MemoryPart("sync buckets", buckets, f"{SYNC_BUCKETS} of {config.sync.bucket_mib} MiB at most"),
+        MemoryPart("sync buckets", sync_bucket_bytes(config, shape, engine), "sync.bucket_mib"),
         MemoryPart("trainer with process groups", asleep, "its weights are read from host memory"),
         MemoryPart("engine process, groups, DeepEP", engine_kept_bytes(engine, device)),
         *resident,

@@ -11,6 +11,12 @@ from r1hpc.plan.parameters import BF16, ModelModules, total_bytes
 from r1hpc.plan.speeds import Speeds
 from r1hpc.plan.topology import Topology
 
+PAYLOAD_FILL = 0.74
+"""Mean payload of a GPU over the largest of its bucket: 29.3 of 39.6 GB of R1 on 128 GPUs, as r1hpc.sync packs them
+(tests/sync/test_pack_of_r1.py)."""
+SLOWEST_READER = 2.2
+"""What the slowest rank of each payload fetches, summed, over what a rank fetches: 22.8 of 10.5 GB, likewise."""
+
 
 @dataclass(frozen=True)
 class SyncTime:
@@ -44,7 +50,7 @@ class SyncPlan:
     buckets: int
     """Of sync.bucket_mib, had every GPU to see the whole model in bf16: the usual way."""
     payloads: int
-    """That a GPU is given, each of sync.bucket_mib at most: at least so many."""
+    """That a GPU is given, each of sync.bucket_mib at most: about so many."""
     expert_bytes_per_gpu: int
     """Routed: the experts that a GPU serves."""
     dense_bytes_per_gpu: int
@@ -76,7 +82,9 @@ def make_sync(
     all_experts = experts * each
     experts_in = all_experts // (engine.grid.expert_parallel * engine.grid.expert_tensor)
     dense_in = sent - all_experts
-    payloads = ceil((experts_in + dense_in) / bucket_bytes(config))
+    # Of several GPUs no two are given the same: a payload ends where the first of them is full.
+    fill = 1.0 if topology.world_size == 1 else PAYLOAD_FILL
+    payloads = ceil((experts_in + dense_in) / bucket_bytes(config) / fill)
     return SyncPlan(
         bf16_bytes=bf16,
         fp8_bytes=sent if block is not None else None,
@@ -94,9 +102,9 @@ def _time(bf16: int, experts_in: int, dense_in: int, payloads: int, topology: To
     links = speeds.fabric if topology.num_nodes > 1 else speeds.nvlink
     into_node = dense_in / (speeds.fabric * topology.gpus_per_node) if topology.num_nodes > 1 else 0.0
     return SyncTime(
-        read_s=bf16 / topology.world_size / speeds.sync_read,
+        read_s=bf16 / topology.world_size / speeds.sync_read * (SLOWEST_READER if topology.world_size > 1 else 1),
         experts_s=experts_in / links if topology.world_size > 1 else 0.0,
         dense_s=into_node + (dense_in / speeds.nvlink if topology.gpus_per_node > 1 else 0.0),
-        load_s=(experts_in + dense_in) / speeds.sync_load,
+        load_s=(experts_in + dense_in) / speeds.sync_load / (PAYLOAD_FILL if topology.world_size > 1 else 1),
         payloads_s=payloads * speeds.payload_s,
     )

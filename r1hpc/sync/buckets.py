@@ -94,7 +94,19 @@ def pack(
         load.update(adds)
     if members:
         buckets.append(make_bucket(members, form, to))
-    return tuple(buckets)
+    return tuple(_apart(buckets, bucket_bytes))
+
+
+def _apart(buckets: list[Bucket], bucket_bytes: int) -> Iterator[Bucket]:
+    """The same, but two larger than `bucket_bytes` never in a row if it can be helped: two payloads exist at once."""
+    large, usual = list[Bucket](), list[Bucket]()
+    for bucket in buckets:
+        (large if max(payload_sizes(bucket).values()) > bucket_bytes else usual).append(bucket)
+    while large or usual:
+        if large:
+            yield large.pop(0)
+        if usual:
+            yield usual.pop(0)
 
 
 def make_bucket(assemblies: Sequence[Assembly], form: SyncForm, to: Callable[[TensorName], tuple[int, ...]]) -> Bucket:

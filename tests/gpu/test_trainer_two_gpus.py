@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from r1hpc.types import Sample
+from tests.rollout.conftest import _free_ports
 from tests.train.parity.run import Case, Grid, Models, assemble, worst
+from tests.train.process_groups_soak import RebuildCase
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,7 +36,8 @@ DEADLINE_S = 180
 def test_gradients_are_those_of_one_gpu_and_a_checkpoint_resumes(
     grid: Grid, models: Models, samples: list[Sample], tmp_path: Path
 ) -> None:
-    (one,), both = (run(Case(on, device="cuda"), models, samples[:8], tmp_path) for on in (Grid(), grid))
+    cases = Case(Grid(), device="cuda"), RebuildCase(grid, device="cuda")
+    (one,), both = (run(case, models, samples[:8], tmp_path) for case in cases)
     found = assemble([part for rank in both for part in rank["gradient"][1]])
     assert worst(found, assemble(one["gradient"][1])) < (1e-5, "")
     for rank in both:
@@ -45,7 +48,7 @@ def test_gradients_are_those_of_one_gpu_and_a_checkpoint_resumes(
 def run(case: Case, models: Models, samples: list[Sample], scratch: Path) -> list[dict[str, Any]]:
     """What each rank found; every rank is a process with a GPU of its own."""
     world = case.grid.world_size
-    (scratch / "work.pkl").write_bytes(pickle.dumps((case, models, samples)))
+    (scratch / "work.pkl").write_bytes(pickle.dumps((case, models, samples, _free_ports(1, 0))))
     command = [sys.executable, "-W", "ignore", "-m", "tests.gpu.two_gpus"]
     ranks = [subprocess.Popen([*command, str(rank), str(world), str(scratch)], cwd=HOME) for rank in range(world)]
     try:

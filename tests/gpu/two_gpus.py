@@ -10,20 +10,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from r1hpc.actors.place import Rendezvous
+from r1hpc.actors.rendezvous import join
 from tests.train.parity.run import gradient_parts, loaded_actor
 
 
 def main(rank: int, world: int, scratch: Path) -> None:
     """Compute the gradient of a step; then train in it, save, resume and train the same again."""
-    case, models, samples = pickle.loads((scratch / "work.pkl").read_bytes())
+    case, models, samples, port = pickle.loads((scratch / "work.pkl").read_bytes())
     torch.cuda.set_device(rank)
-    dist.init_process_group(
-        "nccl",
-        init_method=f"file://{scratch}/rendezvous-{world}",
-        rank=rank,
-        world_size=world,
-        device_id=torch.device("cuda", rank),
-    )
+    join(Rendezvous("127.0.0.1", port, world, 60.0, 120.0), rank, torch.device("cuda", rank))
     actor = loaded_actor(case, models)
     found: dict[str, Any] = {"gradient": gradient_parts(actor, samples)}
     directory = scratch / f"iter_0000000-{world}"

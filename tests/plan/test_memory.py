@@ -114,8 +114,20 @@ def test_on_one_gpu_a_sleeping_side_keeps_what_was_measured() -> None:
     assert named(rollout, "CUDA graphs") < 1 * G and named(rollout, "prefill activations") < 1 * G
 
 
-def test_the_buckets_of_a_sync_stay_within_two_gigabytes(r1_plan: Plan) -> None:
-    assert named(r1_plan.phase("sync").worst, "sync buckets") == 4 * 512 * 2**20 <= 2.2e9
+def test_the_buckets_of_a_sync_are_two_turns_or_the_embedding_and_one(r1_plan: Plan, plan_r1: PlanWith) -> None:
+    assert named(r1_plan.phase("sync").worst, "sync buckets") == 129_280 * 7168 * 2 + 512 * 2**20 <= 2.4e9
+    larger = plan_r1("sync.bucket_mib=1024")
+    assert named(larger.phase("sync").worst, "sync buckets") == 4 * 2**30
+
+
+def test_an_engine_that_is_started_again_in_a_rollout_takes_a_sync_beside_the_others(
+    r1_plan: Plan, plan_r1: PlanWith
+) -> None:
+    sync = named(r1_plan.phase("sync").worst, "sync buckets")
+    assert named(r1_plan.phase("rollout").worst, "sync of one engine") == sync + 2 * 520_000_000
+    alone = plan_r1("sglang.rollout_num_gpus_per_engine=128", "sglang.ep_size=128", "sglang.dp_size=16")
+    assert alone.engine.num_engines == 1
+    assert named(alone.phase("rollout").worst, "sync of one engine") == 0
 
 
 def test_a_rehearsal_keeps_both_sides_in_the_memory_of_the_host(rehearsal_plan: Plan) -> None:
