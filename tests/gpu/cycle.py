@@ -39,7 +39,7 @@ from r1hpc.train.actor import TrainActor
 from r1hpc.train.arena import Arena, TensorSpec
 from r1hpc.train.schedule import collate_here
 from r1hpc.types import Generation, Sample
-from tests.gpu.peaks import Peaks, used_before
+from tests.gpu.peaks import Peaks
 from tests.sync.beside import order_of
 from tests.sync.driven import DrivenRanks, Extra, drive
 
@@ -109,7 +109,7 @@ def main(rank: int, world: int, scratch: Path) -> None:
     cycle: Cycle = pickle.loads((scratch / "work.pkl").read_bytes())
     config = cycle.config()
     found = Found(planned_bytes=cycle.planned_bytes())
-    peaks = Peaks(0, used_before(0) if rank == 0 else 0)
+    peaks = Peaks(0)
     server = engine_server(config, cycle.port, world, scratch) if rank == 0 else None
     try:
         if server is not None:

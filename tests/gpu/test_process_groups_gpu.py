@@ -18,6 +18,7 @@ from r1hpc.actors.place import Rendezvous
 from r1hpc.actors.rendezvous import join
 from r1hpc.train.actor import TrainActor
 from r1hpc.types import Sample
+from tests.gpu.process_memory import ProcessMemory
 from tests.train.parity.run import Case, Models, loaded_actor
 from tests.train.process_groups_soak import RebuildCase, free_port
 
@@ -81,7 +82,8 @@ def live(case: Case, models: Models, samples: list[Sample]) -> Life:
 
 def end(actor: TrainActor) -> None:
     """Give everything back but CUDA's context."""
-    actor.sleep()
+    if not actor.asleep:
+        actor.sleep()
     actor.optimizer.close()
     for group in groups():
         dist.destroy_process_group(group)
@@ -104,8 +106,7 @@ def has_communicator(group: dist.ProcessGroup) -> bool:
 
 def used_mib() -> float:
     torch.cuda.synchronize()
-    free, total = torch.cuda.mem_get_info(0)
-    return (total - free) / 2**20
+    return ProcessMemory(0).used_bytes() / 2**20
 
 
 def test_groups_that_are_destroyed_in_sleep_give_their_memory_back(models: Models, samples: list[Sample]) -> None:
