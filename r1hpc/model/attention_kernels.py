@@ -2,7 +2,8 @@
 
 Each kernel is used twice over: its log-sum-exp lets results over different keys be merged, and its backward pass takes
 the merged output and log-sum-exp, which make every block's gradient exact (FlashAttention, arXiv:2205.14135).
-Shapes: q [Q, H, D], k [K, H, D], v [K, H, V], out [Q, H, V].
+Shapes are those of PyTorch's own attention for a batch of one: q [1, H, Q, D], k [1, H, K, D], v [1, H, K, V], out
+[1, H, Q, V]; views of tensors that have tokens first, so that nothing is copied.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class AttentionKernel(Protocol):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
         """(out in q's dtype, log-sum-exp of each query's scaled scores).
 
-        The log-sum-exp is float32 or wider, in the kernel's own shape: [H, Q] but for dimensions of 1.
+        The log-sum-exp is contiguous, float32 or wider, in the kernel's own shape: [H, Q] but for dimensions of 1.
         """
         ...
 
@@ -49,19 +50,19 @@ class MathKernel:
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
         dtype = q.dtype
-        q, k, v = _heads_first_and_wide(q, k, v)
+        q, k, v = _wide(q, k, v)
         outs, lses = [], []
         for rows, keys in self._blocks(q, k, causal):
             scores = _scores(q[:, rows], k[:, keys], rows, scale, causal)
             lses.append(scores.logsumexp(-1))
             outs.append((scores - lses[-1].unsqueeze(-1)).exp() @ v[:, keys])
-        return torch.cat(outs, 1).transpose(0, 1).to(dtype), torch.cat(lses, 1)
+        return torch.cat(outs, 1).unsqueeze(0).to(dtype), torch.cat(lses, 1)
 
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, causal: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = q.dtype
-        grad, q, k, v, out = _heads_first_and_wide(grad, q, k, v, out)
+        grad, q, k, v, out = _wide(grad, q, k, v, out)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for rows, keys in self._blocks(q, k, causal):
             scores = _scores(q[:, rows], k[:, keys], rows, scale, causal)
@@ -71,7 +72,7 @@ class MathKernel:
             grad_q[:, rows] = grad_scores @ k[:, keys]
             grad_k[:, keys] += grad_scores.mT @ q[:, rows]
             grad_v[:, keys] += weights.mT @ grad[:, rows]
-        grad_q, grad_k, grad_v = (x.transpose(0, 1).to(dtype) for x in (grad_q, grad_k, grad_v))
+        grad_q, grad_k, grad_v = (x.unsqueeze(0).to(dtype) for x in (grad_q, grad_k, grad_v))
         return grad_q, grad_k, grad_v
 
     def _blocks(self, q: Tensor, k: Tensor, causal: bool) -> list[tuple[slice, slice]]:
@@ -90,47 +91,43 @@ class CudnnKernel:
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
         attend = torch.ops.aten._scaled_dot_product_cudnn_attention
-        q, k, v = _batch_of_one(q, k, v)
         out, lse, *_ = attend(q, k, v, None, True, 0.0, causal, False, scale=scale)
-        return _tokens_first(out), lse
+        return out, lse
 
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, causal: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         attend = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
-        queries, keys, unused = len(q), len(k), _no_dropout_state(q)
-        grad, q, k, v, out = _batch_of_one(grad, q, k, v, out)
-        grads = attend(
+        queries, keys, unused = q.shape[2], k.shape[2], _no_dropout_state(q)
+        grads: tuple[Tensor, Tensor, Tensor] = attend(
             grad, q, k, v, out, lse, unused, unused, None, None, None, queries, keys, 0.0, causal, scale=scale
         )
-        grad_q, grad_k, grad_v = (_tokens_first(x) for x in grads)
-        return grad_q, grad_k, grad_v
+        return grads
 
 
 class FlashKernel:
     """FlashAttention-2's, through PyTorch's own operators: value heads are padded to the width of key heads."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-        attend, width = torch.ops.aten._scaled_dot_product_flash_attention, v.shape[-1]
-        q, k, v = _batch_of_one(q, k, _widened(v, q))
-        out, lse, *_ = attend(q, k, v, 0.0, causal, False, scale=scale)
-        return _tokens_first(out)[..., :width], lse
+        attend = torch.ops.aten._scaled_dot_product_flash_attention
+        out, lse, *_ = attend(q, k, _widened(v, q), 0.0, causal, False, scale=scale)
+        return out[..., : v.shape[-1]], lse
 
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, causal: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         attend, width = torch.ops.aten._scaled_dot_product_flash_attention_backward, v.shape[-1]
-        queries, keys, unused = len(q), len(k), _no_dropout_state(q)
+        queries, keys, unused = q.shape[2], k.shape[2], _no_dropout_state(q)
         grad, v, out = (_widened(x, q) for x in (grad, v, out))
-        grad, q, k, v, out = _batch_of_one(grad, q, k, v, out)
-        grads = attend(grad, q, k, v, out, lse, None, None, queries, keys, 0.0, causal, unused, unused, scale=scale)
-        grad_q, grad_k, grad_v = (_tokens_first(x) for x in grads)
+        grad_q, grad_k, grad_v = attend(
+            grad, q, k, v, out, lse, None, None, queries, keys, 0.0, causal, unused, unused, scale=scale
+        )
         return grad_q, grad_k, grad_v[..., :width]
 
 
-def _heads_first_and_wide(*tensors: Tensor) -> list[Tensor]:
-    """[tokens, H, width] -> [H, tokens, width], float32 or wider."""
-    return [x.transpose(0, 1).to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
+def _wide(*tensors: Tensor) -> list[Tensor]:
+    """[1, H, tokens, width] -> [H, tokens, width], float32 or wider."""
+    return [x.squeeze(0).to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
 
 
 def _scores(q: Tensor, k: Tensor, rows: slice, scale: float, causal: bool) -> Tensor:
@@ -140,16 +137,6 @@ def _scores(q: Tensor, k: Tensor, rows: slice, scale: float, causal: bool) -> Te
         later = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu(rows.start + 1)
         scores = scores.masked_fill(later, float("-inf"))
     return scores
-
-
-def _batch_of_one(*tensors: Tensor) -> list[Tensor]:
-    """[tokens, H, width] -> [1, H, tokens, width]; no copy."""
-    return [x.transpose(0, 1).unsqueeze(0) for x in tensors]
-
-
-def _tokens_first(x: Tensor) -> Tensor:
-    """[1, H, tokens, width] -> [tokens, H, width]; no copy."""
-    return x.squeeze(0).transpose(0, 1)
 
 
 def _widened(x: Tensor, like: Tensor) -> Tensor:

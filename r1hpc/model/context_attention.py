@@ -3,10 +3,14 @@
 Each chunk attends to itself causally and to everything before it in its sequence without a mask, and the two results
 are merged by their log-sum-exps. A causal mask whose corner is at the bottom right would do it in one call, but no
 kernel that takes key heads of 192 and value heads of 128 at full speed has one.
+
+A micro-batch may have a hundred such blocks of a few microseconds each: whatever is done around the kernels is done
+once for all of them, or the host takes longer to ask for the work than the GPU to do it (benchmarks/attention.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +19,11 @@ from torch.autograd.function import once_differentiable
 
 from r1hpc.model.attention_kernels import AttentionKernel, MathKernel, kernel_for
 from r1hpc.model.packed import Chunk, PackedSequences
+
+Block = tuple[Tensor, Tensor]
+"""Attention of a chunk's queries to some keys, as a kernel gives it: [1, H, Q, V] and the log-sum-exp."""
+Part = tuple[slice, Tensor]
+"""Some tokens, and what a block adds to their gradient: [1, H, tokens, width]."""
 
 
 def packed_attention(
@@ -49,37 +58,61 @@ class _PackedAttention(torch.autograd.Function):
         scale: float,
         kernel: AttentionKernel,
     ) -> Tensor:
-        outs, lses = [], []
+        q, k, v = (_heads_first(x) for x in (query, key, value))
+        own: list[Block] = []
+        before: list[Block | None] = []
         for chunk in sequences.chunks:
-            by, q, own, before = _kernel(kernel, chunk), query[chunk.local], chunk.whole, chunk.before
-            out, lse = by.forward(q, key[own], value[own], scale, causal=True)
-            if chunk.has_before:
-                out, lse = _merge(out, lse, *by.forward(q, key[before], value[before], scale, causal=False))
-            outs.append(out)
-            lses.append(lse)
-        out = torch.cat(outs)
-        ctx.save_for_backward(query, key, value, out, *lses)
+            by, mine = _kernel(kernel, chunk), _tokens(q, chunk.local)
+            own.append(by.forward(mine, _tokens(k, chunk.whole), _tokens(v, chunk.whole), scale, causal=True))
+            before.append(
+                by.forward(mine, _tokens(k, chunk.before), _tokens(v, chunk.before), scale, causal=False)
+                if chunk.has_before
+                else None
+            )
+        out, lse = _joined(own)
+        if any(before):
+            out, lse = _merged((out, lse), _joined(_filled(before, own)), sequences)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.lse_shapes = [block_lse.shape for _, block_lse in own]
         ctx.sequences, ctx.scale, ctx.kernel = sequences, scale, kernel
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, *lses = ctx.saved_tensors
-        # cuDNN in some PyTorch versions looks its plan up by the layouts of q, k and v alone: those of the output and
-        # of its gradient must always be the same.
-        grad = grad.contiguous()
-        grad_q, grad_k, grad_v = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for chunk, lse in zip(ctx.sequences.chunks, lses, strict=True):
-            by, mine = _kernel(ctx.kernel, chunk), chunk.local
+        query, key, value, out, lse = ctx.saved_tensors
+        chunks: Sequence[Chunk] = ctx.sequences.chunks
+        # cuDNN in some PyTorch versions looks its plan up by the layouts of q, k and v alone: those of the output, of
+        # its gradient and of the log-sum-exp must always be the same.
+        grad_out, q, k, v, o = (_heads_first(x) for x in (grad.contiguous(), query, key, value, out))
+        lses = lse.split([shape.numel() for shape in ctx.lse_shapes])
+        sums = tuple(_Sum(x) for x in (query, key, value))
+        for chunk, shape, flat in zip(chunks, ctx.lse_shapes, lses, strict=True):
+            by, of_chunk, mine = _kernel(ctx.kernel, chunk), flat.view(shape), chunk.local
+            theirs = (_tokens(grad_out, mine), _tokens(q, mine), _tokens(o, mine))
             for keys, causal in ((chunk.whole, True), (chunk.before, False))[: 1 + chunk.has_before]:
-                of_q, of_k, of_v = by.backward(
-                    grad[mine], query[mine], key[keys], value[keys], out[mine], lse, ctx.scale, causal
+                grads = by.backward(
+                    *theirs[:2], _tokens(k, keys), _tokens(v, keys), theirs[2], of_chunk, ctx.scale, causal
                 )
-                grad_q[mine] += of_q
-                grad_k[keys] += of_k
-                grad_v[keys] += of_v
+                for whole, tokens, of_block in zip(sums, (mine, keys, keys), grads, strict=True):
+                    whole.add(tokens, of_block)
+        grad_q, grad_k, grad_v = (whole.total() for whole in sums)
         return grad_q, grad_k, grad_v, None, None, None
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[tokens, H, width] -> [1, H, tokens, width]; no copy."""
+    return x.transpose(0, 1).unsqueeze(0)
+
+
+def _tokens_first(x: Tensor) -> Tensor:
+    """[1, H, tokens, width] -> [tokens, H, width]; no copy."""
+    return x.squeeze(0).transpose(0, 1)
+
+
+def _tokens(x: Tensor, places: slice) -> Tensor:
+    """Of [1, H, tokens, width], these tokens; no copy."""
+    return x.narrow(2, places.start, places.stop - places.start)
 
 
 def _kernel(kernel: AttentionKernel, chunk: Chunk) -> AttentionKernel:
@@ -87,14 +120,78 @@ def _kernel(kernel: AttentionKernel, chunk: Chunk) -> AttentionKernel:
     return kernel if chunk.local.stop - chunk.local.start > 1 else MathKernel()
 
 
-def _merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention to the keys of both, from attention to either; the log-sum-exp keeps its kernel's shape and layout."""
+def _joined(blocks: Sequence[Block]) -> Block:
+    """[T, H, V] of the blocks of all chunks, and their log-sum-exps one after another: [T * H]."""
+    return torch.cat([_tokens_first(out) for out, _ in blocks]), torch.cat([lse.flatten() for _, lse in blocks])
+
+
+def _filled(blocks: Sequence[Block | None], like: Sequence[Block]) -> list[Block]:
+    """Where there is none, one that weighs nothing."""
+    return [block or (out, torch.full_like(lse, float("-inf"))) for block, (out, lse) in zip(blocks, like, strict=True)]
+
+
+def _merged(one: Block, other: Block, sequences: PackedSequences) -> Block:
+    """Attention to the keys of both, from attention to either, all joined."""
+    (out, lse), (other_out, other_lse) = one, other
     both = torch.logaddexp(lse, other_lse)
-    merged = out * _share(lse, both, out) + other_out * _share(other_lse, both, out)
+    places = _lse_places(sequences, heads=out.shape[1], device=out.device)
+    merged = out * (lse - both).exp()[places]
+    merged += other_out * (other_lse - both).exp()[places]
     return merged.to(out.dtype), both
 
 
-def _share(lse: Tensor, both: Tensor, out: Tensor) -> Tensor:
-    """[Q, H, 1] weight of a part in the whole, at least float32."""
-    queries, heads, _ = out.shape
-    return (lse - both).exp().reshape(heads, queries, 1).transpose(0, 1)
+def _lse_places(sequences: PackedSequences, heads: int, device: torch.device) -> Tensor:
+    """[T, H, 1]: where the log-sum-exp of each token and head lies in those of `_joined`. All layers share it."""
+    name = ("lse_places", heads)
+    if name not in sequences.computed:
+        begins, sizes = torch.tensor(
+            [(chunk.local.start, chunk.local.stop - chunk.local.start) for chunk in sequences.chunks]
+        ).T.to(device)
+        total = sequences.local_tokens
+        begin, size = (torch.repeat_interleave(x, sizes, output_size=total)[:, None] for x in (begins, sizes))
+        token, head = torch.arange(total, device=device)[:, None], torch.arange(heads, device=device)
+        sequences.computed[name] = (heads * begin + head * size + token - begin).unsqueeze(-1)
+    places: Tensor = sequences.computed[name]
+    return places
+
+
+class _Sum:
+    """Gradients of some tokens after another, added to those of all; several at a time, but never many."""
+
+    def __init__(self, like: Tensor) -> None:
+        """like: [tokens, H, width]."""
+        self._total = torch.zeros_like(like)
+        self._parts: list[Part] = []
+        self._waiting = 0
+
+    def add(self, tokens: slice, part: Tensor) -> None:
+        """part: [1, H, those tokens, width]."""
+        self._parts.append((tokens, part))
+        self._waiting += tokens.stop - tokens.start
+        if self._waiting > len(self._total) // 4:
+            self._add_waiting()
+
+    def total(self) -> Tensor:
+        """Like what it was made with."""
+        self._add_waiting()
+        return self._total
+
+    def _add_waiting(self) -> None:
+        for group in _disjoint(self._parts):
+            wholes = [self._total[tokens] for tokens, _ in group]
+            torch._foreach_add_(wholes, [_tokens_first(part) for _, part in group])
+        self._parts.clear()
+        self._waiting = 0
+
+
+def _disjoint(parts: Sequence[Part]) -> list[list[Part]]:
+    """In as few groups as may be added at once: in each, tokens ascend and come but once."""
+    groups: list[list[Part]] = []
+    for part in parts:
+        for group in groups:
+            if group[-1][0].stop <= part[0].start:
+                group.append(part)
+                break
+        else:
+            groups.append([part])
+    return groups

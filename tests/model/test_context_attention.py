@@ -35,8 +35,8 @@ def test_gradients_are_those_of_finite_differences(lengths: list[int], cp_size: 
 @pytest.mark.parametrize("max_scores", [1, 30, 100, 1 << 22])
 @pytest.mark.parametrize("causal", [True, False])
 def test_row_blocks_change_nothing(max_scores: int, causal: bool) -> None:
-    q, k, v = (x.detach() for x in made_up(13)[0])
-    k, v = (k, v) if causal else (k[:9], v[:9])
+    q, k, v = (heads_first(x.detach()) for x in made_up(13)[0])
+    k, v = (k, v) if causal else (k[:, :, :9], v[:, :, :9])
     whole, blocked = MathKernel(1 << 30), MathKernel(max_scores)
     out, lse = whole.forward(q, k, v, SCALE, causal)
     blocked_out, blocked_lse = blocked.forward(q, k, v, SCALE, causal)
@@ -49,7 +49,7 @@ def test_row_blocks_change_nothing(max_scores: int, causal: bool) -> None:
 
 def test_log_sum_exp_is_of_the_scaled_scores_that_are_seen() -> None:
     (q, k, v), _ = made_up(5)
-    _, lse = MathKernel().forward(q, k, v, SCALE, causal=True)
+    _, lse = MathKernel().forward(heads_first(q), heads_first(k), heads_first(v), SCALE, causal=True)
     scores = torch.einsum("qhd,khd->hqk", q, k) * SCALE
     for row in range(5):
         torch.testing.assert_close(lse[:, row], scores[:, row, : row + 1].logsumexp(-1))
@@ -92,14 +92,19 @@ def test_the_gpu_kernels_operators_take_their_arguments_and_give_the_exact_kerne
 ) -> None:
     # Without memory: names, order and shapes of this PyTorch's operators. Their values are tested on a GPU.
     q, k, v = (
-        torch.empty(tokens, 16, width, dtype=torch.bfloat16, device="meta")
+        heads_first(torch.empty(tokens, 16, width, dtype=torch.bfloat16, device="meta"))
         for tokens, width in ((queries, 192), (keys, 192), (keys, 128))
     )
     out, lse = kernel.forward(q, k, v, SCALE, causal)
-    assert out.shape == (queries, 16, 128)
+    assert out.shape == (1, 16, queries, 128)
     assert lse.reshape(16, queries).dtype == torch.float32
     grads = kernel.backward(torch.empty_like(out), q, k, v, out, lse, SCALE, causal)
     assert [grad.shape for grad in grads] == [q.shape, k.shape, v.shape]
+
+
+def heads_first(x: Tensor) -> Tensor:
+    """[tokens, H, width] as kernels take it: [1, H, tokens, width]."""
+    return x.transpose(0, 1).unsqueeze(0)
 
 
 def made_up(tokens: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
