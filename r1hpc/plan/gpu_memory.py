@@ -23,7 +23,7 @@ GRAD_BYTES = FP32
 SYNC_GROUPS = 2
 """Process groups of a sync: of all ranks, and of the couriers."""
 SYNC_BUCKETS = 4
-"""Buckets on a GPU during a sync: two alternating bf16 gathers, two alternating ones in the engine's format."""
+"""Buckets on a GPU during a sync: two payloads in turn, and the weights of one in bf16, twice as large."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from r1hpc.sync.catalog import Assembly
 from r1hpc.sync.form import SyncForm
 from r1hpc.sync.runs import Quantized, Run, encode_run, runs
 
+ALIGNMENT = 256
+"""Bytes: of where a run is put together, as of what CUDA itself allocates."""
+
 
 @dataclass(frozen=True)
 class _Room:
@@ -45,8 +48,9 @@ class Delivery:
         couriers: tuple[int, ...],
         groups: tuple[ProcessGroup, ProcessGroup | None],
         clock: Stopwatch,
+        buckets: Sequence[Bucket],
     ) -> None:
-        """groups: of all ranks, and of the couriers, which is null on the others."""
+        """groups: of all ranks, and of the couriers, which is null on the others. buckets: all that may be moved."""
         self._weights = weights
         self._form = form
         self._device = device
@@ -54,6 +58,8 @@ class Delivery:
         self._world, self._among_couriers = groups
         self._clock = clock
         self._rank = dist.get_rank()
+        self._room_bytes = max((sum(self._sizes(bucket)) for bucket in buckets), default=0)
+        self._memory: Tensor | None = None
         self.failure: R1hpcError | None = None
 
     def move(self, bucket: Bucket, payload: Tensor | None) -> None:
@@ -84,9 +90,26 @@ class Delivery:
         return places
 
     def _rooms(self, bucket: Bucket) -> list[_Room]:
-        """Room for what this rank quantises, in the dtype that it is trained in."""
+        """Room for what this rank quantises, in the dtype that it is trained in: the same memory for every bucket.
+
+        An allocator would keep that of one bucket where the next one's, of other sizes, does not fit into it.
+        """
+        if self._memory is None:
+            self._memory = torch.empty(self._room_bytes, dtype=torch.uint8, device=self._device)
+        rooms, begin = [], 0
+        for (index, run), size in zip(self._runs(bucket), self._sizes(bucket), strict=True):
+            rooms.append(_Room(index, run, run.room(self._memory[begin : begin + run.room_bytes])))
+            begin += size
+        return rooms
+
+    def _sizes(self, bucket: Bucket) -> list[int]:
+        """Bytes of the rooms, with what aligns the next one."""
+        return [-(-run.room_bytes // ALIGNMENT) * ALIGNMENT for _, run in self._runs(bucket)]
+
+    def _runs(self, bucket: Bucket) -> list[tuple[int, Run]]:
+        """Those that this rank quantises, each with the place of its segment in the bucket."""
         return [
-            _Room(index, run, run.room(self._device))
+            (index, run)
             for index, segment in enumerate(bucket.segments)
             if segment.assembler == self._rank
             for run in runs(segment, self._form)

@@ -93,7 +93,8 @@ class WeightPublisher:
         clock = Stopwatch()
         couriers = routes.couriers
         groups = (self._groups.world(), self._groups.of(couriers))
-        delivery = Delivery(weights, self._form, self._device, couriers, groups, clock)
+        moved = [step.bucket for step in steps]
+        delivery = Delivery(weights, self._form, self._device, couriers, groups, clock, moved)
         sizes = [payload_sizes(bucket) for bucket in buckets]
         hand_over = HandOver(self._device, self._usual_bytes(sizes)) if dist.get_rank() in couriers else None
         self._sync = _Sync(steps, delivery, hand_over, clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,9 +32,14 @@ class Run:
         rows, columns = self.items[0].assembly.name.shape
         return len(self.items), rows, columns
 
-    def room(self, device: torch.device) -> Tensor:
-        """[E, M, N] in the dtype that they are trained in."""
-        return torch.empty(self.shape, dtype=self.items[0].assembly.dtype, device=device)
+    @property
+    def room_bytes(self) -> int:
+        """Of all together in the dtype that they are trained in."""
+        return math.prod(self.shape) * self.items[0].assembly.dtype.itemsize
+
+    def room(self, memory: Tensor) -> Tensor:
+        """[E, M, N] in that dtype; a view of `memory`, [room_bytes] uint8."""
+        return memory.view(self.items[0].assembly.dtype).view(self.shape)
 
     def places(self, segment: Tensor) -> list[Tensor]:
         """For each tensor that a weight is sent as, those of all weights: [E, ...], views of the segment's bytes."""

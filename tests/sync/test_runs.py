@@ -39,7 +39,7 @@ def encoded(segment: Segment, form: SyncForm, weights: dict[str, Tensor]) -> tup
     data = torch.full((segment.size,), 0xAB, dtype=torch.uint8)
     launches = 0
     for run in runs(segment, form):
-        room = run.room(torch.device("cpu"))
+        room = run.room(torch.empty(run.room_bytes, dtype=torch.uint8))
         for name, place in zip(run.names, room, strict=True):
             place.copy_(weights[name])
         encode_run(run, room, form, run.places(data)).check()
