@@ -10,7 +10,6 @@ import ctypes
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +21,12 @@ from types import FrameType
 from r1hpc import exit_codes
 from r1hpc.cluster.hostfile_forms import write_hydra
 from r1hpc.cluster.hosts import ClusterHost
+from r1hpc.cluster.hydra import hydra_mpiexec
 from r1hpc.cluster.node import ROLL_CALL_S
 from r1hpc.cluster.processes import ATTEMPT, RUN
 from r1hpc.config import load_config
 from r1hpc.config.cluster import HostsConfig
-from r1hpc.errors import ClusterError, R1hpcError
+from r1hpc.errors import R1hpcError
 from r1hpc.publish import publish_json
 from r1hpc.rundir import AttemptDir, RunDir
 
@@ -93,7 +93,7 @@ def _preflight(
     one_each = [ClusterHost(host.name, host.address, 1) for host in cluster]
     machinefile = attempt.root / "preflight.hydra"
     write_hydra(one_each, machinefile)
-    command = [_mpiexec(), "-launcher", "fork", "-f", str(machinefile), "-ppn", "1", "-n", str(len(cluster))]
+    command = [hydra_mpiexec(), "-launcher", "fork", "-f", str(machinefile), "-ppn", "1", "-n", str(len(cluster))]
     command += [sys.executable, "-m", "jobs.preflight", str(run.root), str(attempt.root)]
     child = subprocess.Popen(command, env=environment, cwd=_home(), start_new_session=True, preexec_fn=_before_exec(()))
     forwarded.to([child])
@@ -104,15 +104,6 @@ def _preflight(
         child.wait()
         logger.error("the preflight did not end within hosts.preflight_timeout_s = %g s", timeout_s)
         return exit_codes.PREFLIGHT_FAILED
-
-
-def _mpiexec() -> str:
-    """The mpiexec of this environment (pip install mpich), else the one on PATH."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    found = str(beside) if beside.exists() else shutil.which("mpiexec")
-    if found is None:
-        raise ClusterError("mpiexec is neither beside this Python nor on PATH: pip install mpich mpi4py")
-    return found
 
 
 def _start_agent(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from r1hpc.cluster.hydra import hydra_mpiexec
 from r1hpc.cluster.slurm import SlurmClient, outside_any_job
 from r1hpc.errors import ClusterError, SubmitError
 from r1hpc.plan import render_plan
@@ -85,6 +86,8 @@ def _on_this_host(order: Order, client: SlurmClient, say: Say) -> None:
     if order.options.sweep:
         raise SubmitError("--sweep needs Slurm: without it there is one host for one run at a time")
     directory = order.directory
+    if any(stage.name in ("preflight", "train") for stage in order.stages):
+        hydra_mpiexec(python(order.config))  # else three attempts would fail of it, hours after the conversion
     with claimed([directory], client):
         prepared = prepare(order.config, order.plan, "requeue", command=order.options.command)
         for text in prepared.notices:
