@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 
 import psutil
-import pynvml  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import torch
 
 
 class ProcessMemory:
-    """Of this process on one GPU, and of those that it has started."""
+    """Of this process on one GPU, and of those that it has started. Needs nvidia-ml-py, as GPU installations have."""
 
     def __init__(self, gpu: int) -> None:
+        import pynvml  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
         pynvml.nvmlInit()
         uuid = f"GPU-{torch.cuda.get_device_properties(gpu).uuid}"
+        self._processes = pynvml.nvmlDeviceGetComputeRunningProcesses
         self._device = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         self._ours = {os.getpid(): True}
 
     def used_bytes(self) -> int:
         """Contexts, libraries, communicators and tensors."""
-        running = pynvml.nvmlDeviceGetComputeRunningProcesses(self._device)
-        return sum(process.usedGpuMemory or 0 for process in running if self._is_ours(process.pid))
+        return sum(
+            process.usedGpuMemory or 0 for process in self._processes(self._device) if self._is_ours(process.pid)
+        )
 
     def _is_ours(self, pid: int) -> bool:
         if pid not in self._ours:

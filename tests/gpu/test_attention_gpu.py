@@ -18,7 +18,11 @@ pytestmark = [
 
 HEADS, KEY_WIDTH, VALUE_WIDTH = 16, 192, 128  # of R1 at TP8
 SCALE = KEY_WIDTH**-0.5
-KERNELS: dict[str, AttentionKernel] = {"cudnn": CudnnKernel(), "flash": FlashKernel()}
+KERNELS: dict[str, AttentionKernel] = {
+    "cudnn": CudnnKernel(),
+    "cudnn, triangles": CudnnKernel(triangles_from=8),
+    "flash": FlashKernel(),
+}
 PACKS = [
     ([512], 1),
     ([384, 129, 1, 2, 1000], 1),

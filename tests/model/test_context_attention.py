@@ -9,6 +9,7 @@ from torch import Tensor
 from r1hpc.model.attention_kernels import AttentionKernel, CudnnKernel, FlashKernel, MathKernel
 from r1hpc.model.context_attention import packed_attention
 from r1hpc.model.packed import local_indices, pack_sequences
+from r1hpc.model.triangles import _reversed_rows, backward_by_triangles
 
 HEADS, KEY_WIDTH, VALUE_WIDTH, SCALE = 2, 6, 4, 0.37
 PACKS = [([7, 1, 12], 1), ([8, 4, 20], 2), ([8, 40], 4), ([4], 2), ([8, 8], 4)]
@@ -85,8 +86,32 @@ def test_bfloat16_is_computed_in_float32(cp_size: int) -> None:
     torch.testing.assert_close(got.double(), want, rtol=2**-7, atol=1e-3)
 
 
-@pytest.mark.parametrize("kernel", [CudnnKernel(), FlashKernel()], ids=lambda kernel: type(kernel).__name__)
-@pytest.mark.parametrize(("queries", "keys", "causal"), [(24, 24, True), (24, 40, False)])
+@pytest.mark.parametrize(("queries", "keys"), [(2, 2), (5, 5), (7, 21), (6, 12)])
+def test_two_triangles_are_a_square(queries: int, keys: int) -> None:
+    kernel = MathKernel()
+    (q, _, _), weight = made_up(queries)
+    (_, k, v), _ = made_up(keys)
+    q, k, v, grad = (heads_first(x.detach()) for x in (q, k, v, weight))
+    out, lse = kernel.forward(q, k, v, SCALE, causal=False)
+    # As of queries that see other keys as well.
+    lse = lse + 0.3
+    want = kernel.backward(grad, q, k, v, out, lse, SCALE, causal=False)
+    got = backward_by_triangles(kernel.backward, grad, q, k, v, out, lse, SCALE)
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 7), (1, 2, 7), (1, 2, 7, 1), (1, 7, 7)])
+def test_rows_are_reversed_in_whatever_shape_a_kernel_gives_log_sum_exps(shape: tuple[int, ...]) -> None:
+    lse = torch.randn(shape)
+    found = _reversed_rows(lse, 7)
+    assert found.is_contiguous()
+    heads = lse.numel() // 7
+    assert torch.equal(found.reshape(heads, 6), lse.reshape(heads, 7).flip(1)[:, 1:])
+
+
+@pytest.mark.parametrize("kernel", [CudnnKernel(), CudnnKernel(24), FlashKernel()], ids=["cudnn", "triangles", "flash"])
+@pytest.mark.parametrize(("queries", "keys", "causal"), [(24, 24, True), (24, 40, False), (24, 48, False)])
 def test_the_gpu_kernels_operators_take_their_arguments_and_give_the_exact_kernels_shapes(
     kernel: AttentionKernel, queries: int, keys: int, causal: bool
 ) -> None:

@@ -1,0 +1,67 @@
+"""The backward pass of attention without a mask out of causal ones.
+
+cuDNN has a kernel for key heads of 192 and value heads of 128 under a causal mask alone; without a mask it computes as
+if value heads were as wide as key heads, at 300 TFLOP/s instead of 450 (benchmarks/attention.py). A square of queries
+and keys is two triangles: what a causal mask leaves, and, with both in reversed order and without the diagonal, what it
+takes away. Each pair is in one of them, and with the log-sum-exp over all keys every part's gradient is exact.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+TOKENS = 2
+"""The dimension of tokens in [1, H, tokens, width]."""
+
+
+class CausalBackward(Protocol):
+    """A kernel's backward pass of a causal square block; shapes as in `attention_kernels`."""
+
+    def __call__(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, causal: bool
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def backward_by_triangles(
+    backward: CausalBackward, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v where every query sees every key.
+
+    q: [1, H, Q, D] and k: [1, H, n * Q, D], Q at least 2. Gradients of q are added up in float32 or wider.
+    """
+    size = q.shape[TOKENS]
+    rows = [_reversed(x).narrow(TOKENS, 1, size - 1) for x in (grad, q, out)]
+    row_lse = _reversed_rows(lse, size)
+    grad_q = torch.zeros_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
+    grads_k, grads_v = [], []
+    for begin in range(0, k.shape[TOKENS], size):
+        keys, values = (x.narrow(TOKENS, begin, size) for x in (k, v))
+        of_q, of_k, of_v = backward(grad, q, keys, values, out, lse, scale, causal=True)
+        keys, values = (_reversed(x).narrow(TOKENS, 0, size - 1) for x in (keys, values))
+        more_q, more_k, more_v = backward(rows[0], rows[1], keys, values, rows[2], row_lse, scale, causal=True)
+        grad_q += of_q
+        grad_q.narrow(TOKENS, 0, size - 1).add_(_reversed(more_q))
+        for whole, more in ((of_k, more_k), (of_v, more_v)):
+            whole.narrow(TOKENS, 1, size - 1).add_(_reversed(more))
+        grads_k.append(of_k)
+        grads_v.append(of_v)
+    return grad_q.to(q.dtype), _joined(grads_k), _joined(grads_v)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One after another, tokens first in memory as the parts are."""
+    return torch.cat([x.transpose(1, TOKENS) for x in parts], 1).transpose(1, TOKENS)
+
+
+def _reversed(x: Tensor) -> Tensor:
+    """A copy with the last token first, in the same layout."""
+    return x.flip(TOKENS)
+
+
+def _reversed_rows(lse: Tensor, size: int) -> Tensor:
+    """The log-sum-exps of all queries but the last, the last of them first, contiguous in the kernel's own shape."""
+    place = lse.dim() - 1 if lse.shape[-1] == size else lse.dim() - 2
+    return lse.flip(place).narrow(place, 1, size - 1).contiguous()
