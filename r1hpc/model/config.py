@@ -182,7 +182,8 @@ def _explicit_fields(settings: TrainSettings, derived: Mapping[str, Fields], pro
     chosen: Fields = {
         # torch.compile'd by Megatron: worth it on a GPU only.
         "bias_activation_fusion": on_gpu,
-        "bias_dropout_fusion": on_gpu,
+        # Without dropout and biases an addition is left, nothing to fuse; torch.compile meets its limit of variants.
+        "bias_dropout_fusion": False,
         # Close scores must not tie, nor be rounded unlike the engine's.
         "moe_router_dtype": "fp32",
         "batch_p2p_comm": True,

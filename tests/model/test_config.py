@@ -130,9 +130,10 @@ def test_layout_precision_and_recomputation_of_the_recipe() -> None:
         "recompute_granularity": "full",
         "recompute_method": "uniform",
         "recompute_num_layers": 1,
-        # Megatron compiles these, which pays on a GPU.
+        # Megatron compiles it, which pays on a GPU.
         "bias_activation_fusion": True,
-        "bias_dropout_fusion": True,
+        # There is neither a bias nor dropout.
+        "bias_dropout_fusion": False,
     }
     for name, value in expected.items():
         assert getattr(built, name) == value, name
