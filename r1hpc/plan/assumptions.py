@@ -72,8 +72,8 @@ class Assumptions:
     sleeps: bool
     """Whether a sleeping side gives its memory back (memory saver); a CPU rehearsal keeps both sides resident."""
     context_bytes: int
-    """Of one process: CUDA context and kernels (0.645 GB on an H200), or a CPU process that has imported its libraries.
-    Measured."""
+    """Of one process: CUDA context (0.645 GB on an H200) and the kernels of an update (0.45 GB), or a CPU process that
+    has imported its libraries. Measured."""
     engine_process_bytes: int
     """The same for one engine rank."""
     engine_groups: Growing
@@ -87,10 +87,10 @@ class Assumptions:
     """Activations of a prefill chunk of R1: SGLang 0.5.21 reserves 1.5 MiB a token, of at least 2048 tokens. A narrower
     model has so much less."""
     trainer_asleep: Growing
-    """A sleeping trainer whose process groups were destroyed. One GPU: its context, measured; 128: 3 to 5 GB, slime
-    v0.1.0 release notes."""
+    """A sleeping trainer whose process groups were destroyed. One GPU: context and kernels, measured; 128: 3 to 5 GB,
+    slime v0.1.0 release notes."""
     communicator_bytes: int
-    """Of one process group of GPUs: 3.6 GB of seven, measured on one GPU."""
+    """Of one process group of GPUs: 2.04 GB of five, measured on one GPU."""
     trainer_groups: Growing
     """NCCL buffers of a trainer. One GPU: seven communicators, measured; 128: 15 to 18 GB asleep with groups kept, less
     the 3 to 5 above."""
@@ -124,15 +124,15 @@ class Assumptions:
 H100 = Assumptions(
     usable_share=79.1 / 80,
     sleeps=True,
-    context_bytes=int(0.65 * GB),
+    context_bytes=int(1.1 * GB),
     engine_process_bytes=int(0.6 * GB),
     engine_groups=Growing(int(0.55 * GB), 3 * GB, many=8),
     deepep_bytes=2 * GIB,
     cuda_graph_bytes=int(6.2 * GIB),
     prefill_bytes=3 * GIB,
-    trainer_asleep=Growing(int(0.7 * GB), 5 * GB, many=128),
-    communicator_bytes=int(0.52 * GB),
-    trainer_groups=Growing(int(3.6 * GB), 13 * GB, many=128),
+    trainer_asleep=Growing(int(1.1 * GB), 5 * GB, many=128),
+    communicator_bytes=int(0.41 * GB),
+    trainer_groups=Growing(int(2.9 * GB), 13 * GB, many=128),
     rebuild_groups_above=16,
     host_process_bytes=4 * GB,
     host_services_bytes=int(0.3 * GB),
