@@ -47,6 +47,8 @@ class ProblemsError(R1hpcError):
     """Several problems found in one go, one paragraph each."""
 
     heading = "problem"
+    most_shown = 50
+    """A thousand samples may all have the same problem; `problems` has them all."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         # Exception.__reduce__ replays self.args: keeping the list as the one argument keeps it picklable.
@@ -56,7 +58,8 @@ class ProblemsError(R1hpcError):
     def __str__(self) -> str:
         count = len(self.problems)
         noun = self.heading if count == 1 else self.heading + "s"
-        return "\n".join([f"{count} {noun}:", *(f"  {p}" for p in self.problems)])
+        more = [f"  and {count - self.most_shown} more"] if count > self.most_shown else []
+        return "\n".join([f"{count} {noun}:", *(f"  {p}" for p in self.problems[: self.most_shown]), *more])
 
 
 class ConfigError(ProblemsError):

@@ -107,3 +107,12 @@ def test_a_fully_masked_sample_passes_and_is_counted() -> None:
 def test_the_error_travels_between_processes() -> None:
     error = SamplesError(["sample 1: reward is nan"])
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_of_very_many_the_first_are_shown_and_all_are_kept() -> None:
+    problems = [f"sample {index}: reward is nan" for index in range(256)]
+    error = SamplesError(problems)
+    shown = str(error).splitlines()
+    assert shown[0] == "256 sample problems:"
+    assert shown[-2:] == ["  sample 49: reward is nan", "  and 206 more"]
+    assert error.problems == problems
