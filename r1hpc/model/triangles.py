@@ -36,24 +36,18 @@ def backward_by_triangles(
     rows = [_reversed(x).narrow(TOKENS, 1, size - 1) for x in (grad, q, out)]
     row_lse = _reversed_rows(lse, size)
     grad_q = torch.zeros_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
-    grads_k, grads_v = [], []
+    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
     for begin in range(0, k.shape[TOKENS], size):
-        keys, values = (x.narrow(TOKENS, begin, size) for x in (k, v))
-        of_q, of_k, of_v = backward(grad, q, keys, values, out, lse, scale, causal=True)
+        keys, values, *of_block = (x.narrow(TOKENS, begin, size) for x in (k, v, grad_k, grad_v))
+        below = backward(grad, q, keys, values, out, lse, scale, causal=True)
         keys, values = (_reversed(x).narrow(TOKENS, 0, size - 1) for x in (keys, values))
-        more_q, more_k, more_v = backward(rows[0], rows[1], keys, values, rows[2], row_lse, scale, causal=True)
-        grad_q += of_q
-        grad_q.narrow(TOKENS, 0, size - 1).add_(_reversed(more_q))
-        for whole, more in ((of_k, more_k), (of_v, more_v)):
-            whole.narrow(TOKENS, 1, size - 1).add_(_reversed(more))
-        grads_k.append(of_k)
-        grads_v.append(of_v)
-    return grad_q.to(q.dtype), _joined(grads_k), _joined(grads_v)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """One after another, tokens first in memory as the parts are."""
-    return torch.cat([x.transpose(1, TOKENS) for x in parts], 1).transpose(1, TOKENS)
+        above = backward(rows[0], rows[1], keys, values, rows[2], row_lse, scale, causal=True)
+        grad_q += below[0]
+        grad_q.narrow(TOKENS, 0, size - 1).add_(_reversed(above[0]))
+        for whole, one, other in zip(of_block, below[1:], above[1:], strict=True):
+            whole.copy_(one)
+            whole.narrow(TOKENS, 1, size - 1).add_(_reversed(other))
+    return grad_q.to(q.dtype), grad_k, grad_v
 
 
 def _reversed(x: Tensor) -> Tensor:
