@@ -1,4 +1,4 @@
-"""MPICH's launcher, which starts the preflight's ranks where there is no Slurm."""
+"""Hydra, the launcher of MPICH, which starts the preflight's ranks where there is no Slurm."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from r1hpc.errors import ClusterError
 
 _ANSWER_S = 30.0
+_KNOWN = ("HYDRA", "Intel(R) MPI")
+"""What `mpiexec --version` says where the launcher is Hydra: MPICH's and Intel MPI's."""
 _FIX = "pip install mpich mpi4py into the environment of this Python"
 
 
@@ -28,7 +30,7 @@ def hydra_mpiexec(python: str = sys.executable) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ClusterError(f"{' '.join(command)}: {error}; {_FIX}") from error
     said = (answer.stdout + answer.stderr).strip()
-    if "HYDRA" not in said:
+    if not any(name in said for name in _KNOWN):
         first = said.splitlines()[0] if said else f"nothing, exit code {answer.returncode}"
-        raise ClusterError(f"{found} is not MPICH's mpiexec: --version says {first!r}; {_FIX}")
+        raise ClusterError(f"{found} is no Hydra, as MPICH and Intel MPI have it: --version says {first!r}; {_FIX}")
     return found

@@ -22,6 +22,9 @@ from r1hpc.model.packed import Chunk, PackedSequences
 
 Block = tuple[Tensor, Tensor]
 """Attention of a chunk's queries to some keys, as a kernel gives it: [1, H, Q, V] and the log-sum-exp."""
+MERGED_TOKENS = 4096
+"""At a time."""
+
 Part = tuple[slice, Tensor]
 """Some tokens, and what a block adds to their gradient: [1, H, tokens, width]."""
 
@@ -69,12 +72,12 @@ class _PackedAttention(torch.autograd.Function):
                 if chunk.has_before
                 else None
             )
-        out, lse = _joined(own)
-        if any(before):
-            out, lse = _merged((out, lse), _joined(_filled(before, own)), sequences)
-        ctx.save_for_backward(query, key, value, out, lse)
-        ctx.lse_shapes = [block_lse.shape for _, block_lse in own]
         ctx.sequences, ctx.scale, ctx.kernel = sequences, scale, kernel
+        ctx.lse_shapes = [lse.shape for _, lse in own]
+        joined, others = _joined(own), _joined(_filled(before, own)) if any(before) else None
+        del own, before
+        out, lse = joined if others is None else _merged(joined, others, sequences)
+        ctx.save_for_backward(query, key, value, out, lse)
         return out
 
     @staticmethod
@@ -89,13 +92,12 @@ class _PackedAttention(torch.autograd.Function):
         sums = tuple(_Sum(x) for x in (query, key, value))
         for chunk, shape, flat in zip(chunks, ctx.lse_shapes, lses, strict=True):
             by, of_chunk, mine = _kernel(ctx.kernel, chunk), flat.view(shape), chunk.local
-            theirs = (_tokens(grad_out, mine), _tokens(q, mine), _tokens(o, mine))
+            grads, queries, outs = (_tokens(x, mine) for x in (grad_out, q, o))
             for keys, causal in ((chunk.whole, True), (chunk.before, False))[: 1 + chunk.has_before]:
-                grads = by.backward(
-                    *theirs[:2], _tokens(k, keys), _tokens(v, keys), theirs[2], of_chunk, ctx.scale, causal
-                )
-                for whole, tokens, of_block in zip(sums, (mine, keys, keys), grads, strict=True):
-                    whole.add(tokens, of_block)
+                key_values = _tokens(k, keys), _tokens(v, keys)
+                parts = by.backward(grads, queries, *key_values, outs, of_chunk, ctx.scale, causal)
+                _add(sums, (mine, keys, keys), parts)
+                del parts  # before the next block's
         grad_q, grad_k, grad_v = (whole.total() for whole in sums)
         return grad_q, grad_k, grad_v, None, None, None
 
@@ -131,13 +133,17 @@ def _filled(blocks: Sequence[Block | None], like: Sequence[Block]) -> list[Block
 
 
 def _merged(one: Block, other: Block, sequences: PackedSequences) -> Block:
-    """Attention to the keys of both, from attention to either, all joined."""
+    """Attention to the keys of both, from attention to either, all joined; written over the first."""
     (out, lse), (other_out, other_lse) = one, other
     both = torch.logaddexp(lse, other_lse)
+    share, other_share = (lse - both).exp(), (other_lse - both).exp()
     places = _lse_places(sequences, heads=out.shape[1], device=out.device)
-    merged = out * (lse - both).exp()[places]
-    merged += other_out * (other_lse - both).exp()[places]
-    return merged.to(out.dtype), both
+    # Some tokens at a time: in float32 they take twice the memory.
+    for begin in range(0, len(out), MERGED_TOKENS):
+        tokens = slice(begin, begin + MERGED_TOKENS)
+        merged = out[tokens] * share[places[tokens]]
+        out[tokens] = merged.addcmul_(other_out[tokens], other_share[places[tokens]])
+    return out, both
 
 
 def _lse_places(sequences: PackedSequences, heads: int, device: torch.device) -> Tensor:
@@ -150,9 +156,15 @@ def _lse_places(sequences: PackedSequences, heads: int, device: torch.device) ->
         total = sequences.local_tokens
         begin, size = (torch.repeat_interleave(x, sizes, output_size=total)[:, None] for x in (begins, sizes))
         token, head = torch.arange(total, device=device)[:, None], torch.arange(heads, device=device)
-        sequences.computed[name] = (heads * begin + head * size + token - begin).unsqueeze(-1)
+        sequences.computed[name] = (heads * begin + head * size + token - begin).int().unsqueeze(-1)
     places: Tensor = sequences.computed[name]
     return places
+
+
+def _add(sums: Sequence[_Sum], places: Sequence[slice], parts: Sequence[Tensor]) -> None:
+    """A block's gradients of q, k and v to those of all tokens."""
+    for total, tokens, part in zip(sums, places, parts, strict=True):
+        total.add(tokens, part)
 
 
 class _Sum:
@@ -168,7 +180,7 @@ class _Sum:
         """part: [1, H, those tokens, width]."""
         self._parts.append((tokens, part))
         self._waiting += tokens.stop - tokens.start
-        if self._waiting > len(self._total) // 4:
+        if self._waiting >= len(self._total) // 4:
             self._add_waiting()
 
     def total(self) -> Tensor:

@@ -33,20 +33,26 @@ def backward_by_triangles(
     q: [1, H, Q, D] and k: [1, H, n * Q, D], Q at least 2. Gradients of q are added up in float32 or wider.
     """
     size = q.shape[TOKENS]
-    rows = [_reversed(x).narrow(TOKENS, 1, size - 1) for x in (grad, q, out)]
-    row_lse = _reversed_rows(lse, size)
+    above = [_reversed(x.narrow(TOKENS, 0, size - 1)) for x in (grad, q, out)]
+    above_lse = _reversed_rows(lse, size)
     grad_q = torch.zeros_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
     grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
-    for begin in range(0, k.shape[TOKENS], size):
-        keys, values, *of_block = (x.narrow(TOKENS, begin, size) for x in (k, v, grad_k, grad_v))
+
+    def square(keys: Tensor, values: Tensor, of_keys: Tensor, of_values: Tensor) -> None:
+        """Of as many keys as queries; what it takes is free again before the next one."""
         below = backward(grad, q, keys, values, out, lse, scale, causal=True)
-        keys, values = (_reversed(x).narrow(TOKENS, 0, size - 1) for x in (keys, values))
-        above = backward(rows[0], rows[1], keys, values, rows[2], row_lse, scale, causal=True)
-        grad_q += below[0]
-        grad_q.narrow(TOKENS, 0, size - 1).add_(_reversed(above[0]))
-        for whole, one, other in zip(of_block, below[1:], above[1:], strict=True):
-            whole.copy_(one)
-            whole.narrow(TOKENS, 1, size - 1).add_(_reversed(other))
+        grad_q.add_(below[0])
+        of_keys.copy_(below[1])
+        of_values.copy_(below[2])
+        del below
+        keys, values = (_reversed(x.narrow(TOKENS, 1, size - 1)) for x in (keys, values))
+        rest = backward(above[0], above[1], keys, values, above[2], above_lse, scale, causal=True)
+        grad_q.narrow(TOKENS, 0, size - 1).add_(_reversed(rest[0]))
+        of_keys.narrow(TOKENS, 1, size - 1).add_(_reversed(rest[1]))
+        of_values.narrow(TOKENS, 1, size - 1).add_(_reversed(rest[2]))
+
+    for begin in range(0, k.shape[TOKENS], size):
+        square(*(x.narrow(TOKENS, begin, size) for x in (k, v, grad_k, grad_v)))
     return grad_q.to(q.dtype), grad_k, grad_v
 
 
@@ -56,6 +62,6 @@ def _reversed(x: Tensor) -> Tensor:
 
 
 def _reversed_rows(lse: Tensor, size: int) -> Tensor:
-    """The log-sum-exps of all queries but the last, the last of them first, contiguous in the kernel's own shape."""
+    """A copy of the log-sum-exps of all queries but the last, the last of them first, in the kernel's own shape."""
     place = lse.dim() - 1 if lse.shape[-1] == size else lse.dim() - 2
-    return lse.flip(place).narrow(place, 1, size - 1).contiguous()
+    return lse.narrow(place, 0, size - 1).flip(place)

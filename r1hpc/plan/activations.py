@@ -76,9 +76,12 @@ def layer_elements(shape: ModelShape, topology: Topology, stage: Stage, tokens: 
     heads, whole = shape.num_heads // topology.tp, topology.cp * tokens
     attention = heads * (shape.qk_head_dim + shape.v_head_dim) * (tokens + whole)
     attention += shard * (3 * shape.hidden_size + 2 * (shape.q_lora_rank or 0) + 2 * shape.latent_width)
-    # Their gradients, and that of the expanded latents. The experts' tensors are gone by then.
+    # Their gradients, and that of the expanded latents; or, before, those of a context rank's longest block of keys,
+    # 7/8 of them at CP4, and a quarter that waits to be added. The experts' tensors are gone by then.
     gradients = heads * (shape.qk_head_dim + shape.v_head_dim) * (tokens + whole)
-    gradients += heads * (shape.qk_nope_head_dim + shape.v_head_dim) * whole
+    expanded = heads * (shape.qk_nope_head_dim + shape.v_head_dim) * whole
+    block = heads * (shape.qk_head_dim + shape.v_head_dim) * whole * 9 // 8 if topology.cp > 1 else 0
+    gradients += max(expanded, block)
     dense = tokens * 3 * shape.intermediate_size // topology.tp if stage.num_dense_layers else 0
     moe, moving = _moe_elements(shape, topology, tokens, shard) if stage.num_moe_layers else (0, 0)
     mlp = max(dense, moe)

@@ -92,8 +92,8 @@ class Assumptions:
     communicator_bytes: int
     """Of one process group of GPUs: 2.04 GB of five, measured on one GPU."""
     trainer_groups: Growing
-    """NCCL buffers of a trainer. One GPU: seven communicators, measured; 128: 15 to 18 GB asleep with groups kept, less
-    the 3 to 5 above."""
+    """NCCL buffers of a trainer. One GPU: seven communicators of 0.41 GB; 128: 15 to 18 GB asleep with groups kept,
+    less the 3 to 5 above."""
     rebuild_groups_above: int
     """World size above which process groups are destroyed while the trainer sleeps."""
     host_process_bytes: int

@@ -123,7 +123,7 @@ def _segment(assembler: int, couriers: tuple[int, ...], members: Sequence[Assemb
         tensors = []
         for sent in sent_tensors(assembly.name, assembly.dtype, form):
             tensors.append(Packed(sent, begin))
-            begin += _aligned(sent.size_bytes)
+            begin += aligned(sent.size_bytes)
         items.append(Item(assembly, tuple(tensors)))
     return Segment(assembler, couriers, tuple(items), begin)
 
@@ -135,7 +135,7 @@ def _load(
     adds: Counter[tuple[str, int]] = Counter()
     for assembly in members:
         sent = sent_tensors(assembly.name, assembly.dtype, form)
-        size = sum(_aligned(tensor.size_bytes) for tensor in sent)
+        size = sum(aligned(tensor.size_bytes) for tensor in sent)
         adds["assembler", assembly.assembler] += size
         for courier in to(assembly.name):
             adds["courier", courier] += size
@@ -180,5 +180,6 @@ def _group(name: TensorName) -> str:
     return f"{module}.{_TRAVEL_TOGETHER[projection]}" if projection in _TRAVEL_TOGETHER else name.hf
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """Bytes, with what aligns what comes next."""
     return -(-size // ALIGNMENT) * ALIGNMENT

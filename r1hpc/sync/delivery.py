@@ -14,13 +14,10 @@ from torch.distributed import ProcessGroup
 from r1hpc.checkpoint.collective import as_error
 from r1hpc.errors import R1hpcError
 from r1hpc.stopwatch import Stopwatch
-from r1hpc.sync.buckets import Bucket, Item, Segment
+from r1hpc.sync.buckets import Bucket, Item, Segment, aligned
 from r1hpc.sync.catalog import Assembly
 from r1hpc.sync.form import SyncForm
 from r1hpc.sync.runs import Quantized, Run, encode_run, runs
-
-ALIGNMENT = 256
-"""Bytes: of where a run is put together, as of what CUDA itself allocates."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,8 @@ class Delivery:
         self._world, self._among_couriers = groups
         self._clock = clock
         self._rank = dist.get_rank()
-        self._room_bytes = max((sum(self._sizes(bucket)) for bucket in buckets), default=0)
+        needed = (sum(aligned(run.room_bytes) for _, run in self._runs(bucket)) for bucket in buckets)
+        self._room_bytes = max(needed, default=0)
         self._memory: Tensor | None = None
         self.failure: R1hpcError | None = None
 
@@ -71,7 +69,6 @@ class Delivery:
         with self._clock.part("quantize"):
             self._encode(rooms, segments)
             self._finish()
-        del rooms
         with self._clock.part("deliver"):
             self._deliver(bucket, segments)
             self._finish()
@@ -97,14 +94,10 @@ class Delivery:
         if self._memory is None:
             self._memory = torch.empty(self._room_bytes, dtype=torch.uint8, device=self._device)
         rooms, begin = [], 0
-        for (index, run), size in zip(self._runs(bucket), self._sizes(bucket), strict=True):
+        for index, run in self._runs(bucket):
             rooms.append(_Room(index, run, run.room(self._memory[begin : begin + run.room_bytes])))
-            begin += size
+            begin += aligned(run.room_bytes)
         return rooms
-
-    def _sizes(self, bucket: Bucket) -> list[int]:
-        """Bytes of the rooms, with what aligns the next one."""
-        return [-(-run.room_bytes // ALIGNMENT) * ALIGNMENT for _, run in self._runs(bucket)]
 
     def _runs(self, bucket: Bucket) -> list[tuple[int, Run]]:
         """Those that this rank quantises, each with the place of its segment in the bucket."""

@@ -16,6 +16,21 @@ def test_that_of_this_environment_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "HYDRA build details:\n    Version:                                 5.0.2",
+        "Intel(R) MPI Library for Linux* OS, Version 2021.13 Build 20240701 (id: 179630a)",
+    ],
+)
+def test_hydra_is_known_by_what_it_says(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mpiexec = tmp_path / "mpiexec"
+    mpiexec.write_text(f"#!/bin/sh\necho '{said}'\n", encoding="utf-8")
+    mpiexec.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert hydra_mpiexec(str(tmp_path / "elsewhere" / "python3")) == str(mpiexec)
+
+
+@pytest.mark.parametrize(
     ("program", "said"),
     [
         ("echo 'mpiexec (OpenRTE) 4.1.6'", "--version says 'mpiexec (OpenRTE) 4.1.6'"),

@@ -21,10 +21,12 @@ class ProcessMemory:
         self._ours = {os.getpid(): True}
 
     def used_bytes(self) -> int:
-        """Contexts, libraries, communicators and tensors."""
-        return sum(
-            process.usedGpuMemory or 0 for process in self._processes(self._device) if self._is_ours(process.pid)
-        )
+        """Contexts, libraries, communicators and tensors. Raises RuntimeError where NVML cannot tell."""
+        running = {process.pid: process.usedGpuMemory for process in self._processes(self._device)}
+        here: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        if here and running.get(os.getpid()) is None:
+            raise RuntimeError(f"NVML does not say what process {os.getpid()} has of the GPU: another PID namespace?")
+        return sum(used or 0 for pid, used in running.items() if self._is_ours(pid))
 
     def _is_ours(self, pid: int) -> bool:
         if pid not in self._ours:

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 COMMUNICATOR_MIB = 50
-"""At least; 0.5 GiB were measured."""
+"""At least; 390 were measured."""
 CYCLES = 5
 GRPO = {"use_kl_loss": True, "kl_loss_coef": 0.05, "kl_loss_type": "low_var_kl"}
 KEPT = Case(dtype=torch.bfloat16, device="cuda", grpo=GRPO, steps=3, max_tokens=512)

@@ -52,6 +52,20 @@ def _wait_for(condition: Path, deadline_s: float) -> None:
         time.sleep(0.1)
 
 
+def test_without_a_launcher_nothing_is_begun(root: Path) -> None:
+    """Beside the Python that the stages would run."""
+    python = root / "bin" / "python3"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    mpiexec = python.with_name("mpiexec")
+    mpiexec.write_text("#!/bin/sh\necho 'mpiexec (OpenRTE) 4.1.6'\n", encoding="utf-8")
+    mpiexec.chmod(0o755)
+    done = _submit(root, "--set", f"slurm.python={python}")
+    assert done.returncode != 0
+    assert f"{mpiexec} is no Hydra" in done.stderr
+    assert not (root / "rehearsal").exists()
+
+
 def test_preflight_stage_on_a_bare_host(root: Path) -> None:
     done = _submit(root, "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
