@@ -6,7 +6,7 @@ A rollout's samples have lengths of their own, and so have those of every later 
 one layer, forward and backward, over a micro-batch: with new lengths, with the same ones again, with other new ones.
 In processes of their own: cuDNN with lengths as they come, and padded as the trainer pads them, to multiples of
 GPU_CHUNK; FlashAttention-2 over all sequences at once, values padded to the width of keys. H = 16, key width 192, value
-width 128, bf16. About 25 seconds on an H200; a CPU has no plans to build.
+width 128, bf16. About a minute on an H200; a CPU has no plans to build.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class CudnnKernel:
     def __init__(self, triangles_from: int = 8192) -> None:
         self.triangles_from = triangles_from
         """Queries of a block without a mask from which on two causal ones should take less time for its gradients: an
-        estimate from measured blocks; at 4,096 the copies take what the kernels save."""
+        estimate from measured blocks, by which the copies take what the kernels save at 4,096."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
         attend = torch.ops.aten._scaled_dot_product_cudnn_attention
