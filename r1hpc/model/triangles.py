@@ -1,9 +1,9 @@
 """The backward pass of attention without a mask out of causal ones.
 
-For key heads of 192 and value heads of 128 cuDNN makes 450 TFLOP/s under a causal mask, and 300 without one, in the time
-that value heads of 192 would take (H200, 8,192 tokens; docs/performance.md). A square of queries and keys is two
-triangles: what a causal mask leaves, and, with both in reversed order and without the diagonal, what it takes away.
-Each pair is in one of them, and with the log-sum-exp over all keys every part's gradient is exact.
+For key heads of 192 and value heads of 128 cuDNN makes 450 TFLOP/s under a causal mask, and 300 without one, which is
+the time that value heads of 192 would take (H200, 8,192 tokens; docs/performance.md). A square of queries and keys is
+two triangles: what a causal mask leaves, and, with both in reversed order and without the diagonal, what it takes
+away. Each pair is in one of them, and with the log-sum-exp over all keys every part's gradient is exact.
 """
 
 from __future__ import annotations
