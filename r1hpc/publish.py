@@ -35,16 +35,22 @@ def publishing(path: Path, beside: Path | None = None) -> Iterator[BinaryIO]:
 
     beside: directory of the temporary file, on the same file system; null means that of `path`.
     """
-    temporary, stream = _open_locked(path.name, path.parent if beside is None else beside)
-    try:
-        with stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_directory(path.parent)
+    for _ in range(_LOCK_TRIES):
+        temporary = _unused_name(path.name, path.parent if beside is None else beside)
+        # The name is known before the file is there: a signal that raises right behind open() leaves none.
+        try:
+            with open(temporary, "xb") as stream:
+                if not _is_kept(stream):
+                    continue
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_directory(path.parent)
+        return
+    raise TimeoutError(f"{path}: its temporary file is taken as soon as it is made")
 
 
 def remove_stale(path: Path, beside: Path | None = None) -> None:
@@ -69,19 +75,18 @@ def _is_abandoned(temporary: Path, descriptor: int) -> bool:
     return bool(_lock(descriptor))
 
 
-def _open_locked(name: str, directory: Path) -> tuple[Path, BinaryIO]:
-    """A new file, locked before `remove_stale` can take it for abandoned; not locked where there are no locks."""
-    for _ in range(_LOCK_TRIES):
-        # Hosts share the file system, and containers their pids: the word is drawn by lot. No name is used twice,
-        # for `remove_stale` removes by name the file that it has locked.
-        temporary = directory / f".{name}.{socket.gethostname()}.{secrets.token_hex(6)}.tmp"
-        stream = open(temporary, "xb")  # noqa: SIM115 (the caller closes it)
-        if (free := _lock(stream.fileno())) is None or (free and os.fstat(stream.fileno()).st_nlink):
-            return temporary, stream
-        # remove_stale came between these two lines.
-        stream.close()
-        temporary.unlink(missing_ok=True)
-    raise TimeoutError(f"{temporary}: is taken as soon as it is made")
+def _unused_name(name: str, directory: Path) -> Path:
+    """Hosts share the file system, and containers their pids: a word is drawn by lot.
+
+    No name is used twice, for `remove_stale` removes by name the file that it has locked.
+    """
+    return directory / f".{name}.{socket.gethostname()}.{secrets.token_hex(6)}.tmp"
+
+
+def _is_kept(stream: BinaryIO) -> bool:
+    """Whether a new file is locked before `remove_stale` took it for abandoned; or nobody can lock it."""
+    free = _lock(stream.fileno())
+    return free is None or (free and os.fstat(stream.fileno()).st_nlink > 0)
 
 
 def fsync_directory(path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,44 @@ def test_what_a_killed_writer_left_on_this_host_is_removed_at_once(tmp_path: Pat
     assert left.read_bytes() == b"half"
     remove_stale(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_that_raises_while_the_file_is_opened_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(descriptor: int) -> bool | None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publish, "_lock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish_text(tmp_path / "a", "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_asked_to_leave_at_any_moment_leaves_no_half_file(tmp_path: Path) -> None:
+    for number in range(50):
+        writer = os.fork()
+        if not writer:
+            _write_until_asked_to_leave(tmp_path / "a")
+        end = time.monotonic() + 30
+        while not list(tmp_path.glob(".a.*.tmp")):
+            assert time.monotonic() < end
+        time.sleep(number * 1e-5)
+        os.kill(writer, signal.SIGUSR1)
+        assert os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) == 3
+        assert [file.name for file in tmp_path.iterdir() if file.name != "a"] == []
+
+
+def _write_until_asked_to_leave(path: Path) -> None:
+    """Never returns: the test's own frames are no business of a child."""
+    try:
+        signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(3))
+        while True:
+            publish_text(path, "x")
+    except SystemExit:
+        os._exit(3)
+    finally:
+        os._exit(1)
 
 
 def test_a_name_that_a_remover_has_seen_is_not_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,9 +96,9 @@ def test_outside_of_a_batch_job_a_signal_ends_it_and_leaves_no_half_file(
         _wait_until_it_writes(work)
         process.send_signal(number)
         said, _ = process.communicate(timeout=30)
-        if process.returncode != 0:
+        if not (done := work / "tiny-r1-bf16").exists():
             break
-        shutil.rmtree(work / "tiny-r1-bf16")  # it was done before the signal came: again
+        shutil.rmtree(done)  # complete before the signal came, which may have met the interpreter's own end: again
     assert process.returncode == code, said
     assert "Traceback" not in said
     assert list(work.rglob("*.tmp")) == []
