@@ -22,11 +22,11 @@ from r1hpc.checkpoint.hf_checkpoint import open_checkpoint
 from r1hpc.checkpoint.staged_work import StagedWork
 from r1hpc.config import Config, load_config
 from r1hpc.config.dump import dump_config
-from r1hpc.errors import ConfigError, PlanError, R1hpcError
+from r1hpc.errors import ConfigError, ProblemsError, R1hpcError
 from r1hpc.exit_codes import CRASHED, INVALID, SUCCESS
 from r1hpc.plan import plan_to_json
 from r1hpc.plan.array_stages import convert_workers
-from r1hpc.plan.model_shape import ModelShapeError, read_model_shape
+from r1hpc.plan.model_shape import read_model_shape
 from r1hpc.plan.plan import make_plan
 from r1hpc.plan.units import show_bytes
 from r1hpc.publish import publish_json, publish_text
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare(RunDir(parser.parse_args(argv).run), lambda line: print(line, flush=True))
     except R1hpcError as error:
         print(error, file=sys.stderr)
-        return INVALID if isinstance(error, ConfigError | PlanError | ModelShapeError) else CRASHED
+        return INVALID if isinstance(error, ProblemsError) else CRASHED
     return SUCCESS
 
 

@@ -41,7 +41,7 @@ def transformer_config(hf: Mapping[str, Any], layout: Layout, settings: TrainSet
     try:
         shape = model_shape(hf, Path("config.json"))
     except ModelShapeError as error:
-        raise ModelConfigError(str(error).splitlines()) from error
+        raise ModelConfigError(error.problems) from error
     values, problems = read_hf_values(hf, shape)
     problems = [f"config.json: {problem}" for problem in problems]
     problems += _layout_problems(shape, layout)

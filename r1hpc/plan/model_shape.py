@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from r1hpc.errors import R1hpcError
+from r1hpc.errors import ProblemsError
 
 SUPPORTED_MODEL_TYPES = ("deepseek_v3",)
 
 
-class ModelShapeError(R1hpcError):
-    """A config.json that does not describe a model of the DeepSeek-V3 family."""
+class ModelShapeError(ProblemsError):
+    """A config.json that does not describe a model of the DeepSeek-V3 family; each problem names the file."""
+
+    heading = "model problem"
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ def read_model_shape(path: Path) -> ModelShape:
         file = path / "config.json" if path.is_dir() else path
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelShapeError(f"{file}: cannot be read ({error.strerror}); give the model's config.json") from error
+        raise ModelShapeError([f"{file}: cannot be read ({error.strerror}); give the model's config.json"]) from error
     except ValueError as error:
-        raise ModelShapeError(f"{file}: is not JSON ({error})") from error
+        raise ModelShapeError([f"{file}: is not JSON ({error})"]) from error
     if not isinstance(values, dict):
-        raise ModelShapeError(f"{file}: holds a {type(values).__name__}; a config.json is one JSON object")
+        raise ModelShapeError([f"{file}: holds a {type(values).__name__}; a config.json is one JSON object"])
     return model_shape(values, file)
 
 
@@ -125,7 +127,7 @@ def model_shape(values: Mapping[str, Any], file: Path) -> ModelShape:
             f"first_k_dense_replace is {shape.num_dense_layers}, more than num_hidden_layers = {shape.num_layers}"
         )
     if reader.problems:
-        raise ModelShapeError("\n".join(f"{file}: {problem}" for problem in reader.problems))
+        raise ModelShapeError([f"{file}: {problem}" for problem in reader.problems])
     return shape
 
 

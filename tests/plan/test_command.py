@@ -133,7 +133,7 @@ def test_a_closed_directory_is_named_without_a_traceback(tmp_path: Path) -> None
         for model in (closed, closed / "deepseek-r1"):
             done = plan("--model", str(model))
             assert done.returncode == 64
-            assert done.stderr.startswith(f"{model}")
+            assert f"{model}" in done.stderr
             assert "cannot be read (Permission denied); give the model's config.json" in done.stderr
             assert "Traceback" not in done.stderr
         done = plan(*checkpoint, "--set", "ckpt.hf_config=null")

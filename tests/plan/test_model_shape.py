@@ -50,7 +50,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path, values: dict[str, Any]) -
     path = write(tmp_path, values)
     with pytest.raises(ModelShapeError) as caught:
         read_model_shape(path)
-    assert str(caught.value).splitlines() == [
+    assert caught.value.problems == [
         f"{path}: model_type is 'llama'; supported: 'deepseek_v3'",
         f"{path}: hidden_size is missing",
         f"{path}: num_hidden_layers is '61'; it must be a whole number of at least 1",

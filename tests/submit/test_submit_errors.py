@@ -69,6 +69,13 @@ def test_missing_file() -> None:
     assert "configs/no-such.yaml" in _refused("configs/no-such.yaml", "--dry-run", code=INVALID)
 
 
+def test_a_model_that_is_not_supported_is_named_with_its_file(tmp_path: Path) -> None:
+    model = tmp_path / "config.json"
+    model.write_text('{"model_type": "llama"}')
+    text = _refused("configs/r1.yaml", "--dry-run", "--set", f"ckpt.hf_config={model}", code=INVALID)
+    assert f"{model}: model_type is 'llama'; supported: 'deepseek_v3'" in text
+
+
 def test_missing_prompt_data_and_checkpoint_are_named_together(tmp_path: Path) -> None:
     root = ["--set", f"run.root={tmp_path}", "--set", f"vars.WORK={tmp_path}"]
     text = _refused("tests/pipeline.yaml", "--stage", "train", *root)
