@@ -13,12 +13,11 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 from r1hpc.actors.place import Place, Rendezvous
@@ -27,31 +26,20 @@ from r1hpc.actors.rank import TrainerRank
 from r1hpc.cluster.ports import PortBand
 from r1hpc.config import Config, load_config
 from r1hpc.plan import plan_for
-from r1hpc.rollout.client import EngineClient
 from r1hpc.rollout.placement import EngineHost, place_engines
-from r1hpc.rollout.protocol import Request
-from r1hpc.rollout.sampling import SamplingParams
 from r1hpc.rollout.server import EngineServer
-from r1hpc.sync.hand_over import TURNS
-from r1hpc.sync.order import Order
 from r1hpc.sync.publish import EngineEndpoint, SyncReport, publish
-from r1hpc.train.actor import TrainActor
-from r1hpc.train.arena import Arena, TensorSpec
-from r1hpc.train.schedule import collate_here
-from r1hpc.types import Generation, Sample
+from r1hpc.types import Sample
+from tests.gpu.copy_limits import copy_limits
 from tests.gpu.peaks import Peaks
-from tests.sync.beside import order_of
+from tests.gpu.rollouts import SECRET, gap, generate, logprobs
+from tests.gpu.spoiling import Tamper, flip_a_bit, say_wrong_device, skip_forgetting, wrong_device
 from tests.sync.driven import DrivenRanks, Extra, drive
 
 CONFIG = Path(__file__).with_name("cycle.yaml")
-KEY = "key-of-this-test"
 START_S = 400.0
 COLLECTIVE_S = 600.0
 TIMEOUT_S = 120.0
-TOKENS = 64
-LIMIT_BYTES = 1 << 30
-
-Tamper = Callable[[int, list[str | None]], None]
 
 
 @dataclass(frozen=True)
@@ -152,7 +140,7 @@ def works(trainer: TrainerRank, config: Config, gpu: int) -> Mapping[str, Extra]
         "allocated": lambda: torch.cuda.memory_allocated(gpu),
         "update": actor.update,
         "logprobs": lambda samples: logprobs(actor, samples),
-        "limits": lambda: limits(torch.device("cuda", gpu)),
+        "limits": lambda: copy_limits(torch.device("cuda", gpu)),
     }
 
 
@@ -178,7 +166,7 @@ async def story(
     for rollout in range(cycle.rollouts):
         await turns.to_engine(rollout)
         with peaks.phase("rollout"):
-            samples = await generated(server.process.url, config, rollout, found)
+            samples = await generated(server, config, rollout, found)
         await turns.to_trainer(rollout)
         found.gaps.append(gap(samples, (await ranks.ask("logprobs", samples))[0]))
         with Timed(found, f"update {rollout}"), peaks.phase("train"):
@@ -221,14 +209,14 @@ async def spoil(turns: Turns, trainer: TrainerRank, server: EngineServer, config
     ranks.tamper = None
     await turns.engine.control.resume_memory(["kv_cache", "cuda_graph"])
     try:
-        samples = await generated(server.process.url, config, 91, Found())
+        samples = await generated(server, config, 91, Found())
         await turns.to_trainer(91)
         found.control |= gap(samples, (await ranks.ask("logprobs", samples))[0])
     except Exception as error:  # whatever such an engine does is of interest
         found.control["error"] = f"{type(error).__name__}: {error}"[:500]
         await turns.to_trainer(91)
     await turns.to_engine(92, full_check=True)
-    samples = await generated(server.process.url, config, 92, found)
+    samples = await generated(server, config, 92, found)
     await turns.to_trainer(92)
     found.gaps.append(gap(samples, (await ranks.ask("logprobs", samples))[0]))
 
@@ -298,138 +286,22 @@ def engine_server(config: Config, port: int, world: int, scratch: Path) -> Engin
     ((process,),) = place_engines([host], world, world)
     own = trainer_environment("cuda", "lo")
     environment = {name: value for name, value in os.environ.items() if name not in own}
-    return EngineServer(config, process, scratch / "logs", environment=environment, secret=KEY)
+    return EngineServer(config, process, scratch / "logs", environment=environment, secret=SECRET)
+
+
+async def generated(server: EngineServer, config: Config, version: int, found: Found) -> list[Sample]:
+    """A rollout, and what `found` keeps of it."""
+    with Timed(found, f"generate {version}"):
+        rollout = await generate(server.process.url, config, version)
+    found.versions.append(rollout.versions)
+    found.rewards.append(rollout.reward)
+    return rollout.samples
 
 
 async def release(server: EngineServer) -> None:
     """As after the bring-up."""
     await server.control.flush_cache()
     await server.control.release_memory()
-
-
-async def generated(url: str, config: Config, version: int, found: Found) -> list[Sample]:
-    """A rollout of random prompts; a response is the better the more small tokens it has."""
-    shape = json.loads((Path(config.ckpt.hf_checkpoint) / "config.json").read_text(encoding="utf-8"))
-    vocab, draw = int(shape["vocab_size"]), numpy.random.default_rng(version)
-    per_prompt = config.rollout.n_samples_per_prompt
-    prompts = [
-        draw.integers(3, vocab, int(draw.integers(8, 32))).astype(numpy.int32)
-        for _ in range(config.rollout.rollout_batch_size)
-    ]
-    params = SamplingParams(config.rollout.rollout_temperature, 1.0, -1, TOKENS)
-    began = time.monotonic()
-    async with EngineClient(url, concurrency=config.sglang.server_concurrency, secret=KEY) as client:
-        requests = [
-            (prompt, Request(prompt, params, f"{version}-{place}-{copy}"))
-            for place, prompt in enumerate(prompts)
-            for copy in range(per_prompt)
-        ]
-        responses = await asyncio.gather(*(client.generate(request) for _, request in requests))
-    found.seconds[f"generate {version}"] = time.monotonic() - began
-    found.versions.append(sorted({span.version for response in responses for span in response.versions}))
-    samples = [
-        _sample(index, index // per_prompt, prompt, response, vocab)
-        for index, ((prompt, _), response) in enumerate(zip(requests, responses, strict=True))
-    ]
-    found.rewards.append(float(numpy.mean([sample.reward for sample in samples])))
-    return samples
-
-
-def _sample(index: int, group: int, prompt: numpy.ndarray[Any, Any], response: Generation, vocab: int) -> Sample:
-    return Sample(
-        index=index,
-        group_index=group,
-        tokens=numpy.concatenate([prompt, response.tokens]),
-        response_len=len(response.tokens),
-        reward=float(numpy.mean(response.tokens < vocab // 2)),
-        rollout_logprobs=response.logprobs,
-        finish_reason=response.finish_reason,
-    )
-
-
-def logprobs(actor: TrainActor, samples: Sequence[Sample]) -> list[numpy.ndarray[Any, Any]]:
-    """Of the responses, by the trainer; [] where it has not the last stage."""
-    batches = [collate_here(samples, [place], actor.config) for place in range(len(samples))]
-    return [found.float().cpu().numpy() for found in actor.passes.logprobs(batches)]
-
-
-def gap(samples: Sequence[Sample], theirs: Sequence[numpy.ndarray[Any, Any]]) -> dict[str, float]:
-    """Between the engine's log-probs and the trainer's; the first token of a response is no decoded one."""
-    ours = [sample.rollout_logprobs for sample in samples]
-    assert all(logs is not None and len(logs) == len(other) for logs, other in zip(ours, theirs, strict=True))
-    one = numpy.concatenate([logs[1:] for logs in ours if logs is not None]).astype(numpy.float64)
-    other = numpy.concatenate([logs[1:] for logs in theirs]).astype(numpy.float64)
-    errors = numpy.abs(one - other)
-    return {
-        "tokens": float(len(errors)),
-        "mean": float(errors.mean()),
-        "p99": float(numpy.quantile(errors, 0.99)),
-        "max": float(errors.max()),
-        "correlation": float(numpy.corrcoef(one, other)[0, 1]),
-    }
-
-
-def flip_a_bit(trainer: TrainerRank, bucket: int, payloads: list[str | None]) -> None:
-    """In this rank's second payload of weights, after its checksum was taken."""
-    if bucket != 2 or payloads[0] is None:
-        return
-    sync = trainer._publisher._sync
-    assert sync is not None and sync._hand_over is not None
-    memory = sync._hand_over._turns[bucket % TURNS]._memory
-    assert memory is not None
-    memory.tensor[order_of(payloads[0]).size // 2] ^= 1
-    torch.cuda.synchronize()
-
-
-def wrong_device(bucket: int, payloads: list[str | None]) -> None:
-    """Each rank is given its neighbour's; with one rank nothing is wrong."""
-    if bucket == 2 and len(payloads) > 1:
-        payloads[:] = payloads[1:] + payloads[:1]
-
-
-def say_wrong_device(bucket: int, payloads: list[str | None]) -> None:
-    """As if the payload lay on another GPU."""
-    if bucket == 2 and payloads[0] is not None:
-        order = order_of(payloads[0])
-        assert order.payload is not None
-        payloads[0] = replace(order, payload={**order.payload, "uuid": "another"}).serialized()
-
-
-def skip_forgetting(bucket: int, payloads: list[str | None]) -> None:
-    """As a sender would that knows of no weights but those of the checkpoint."""
-    if bucket == 0:
-        payloads[:] = [_as_a_later_one(payload) for payload in payloads]
-
-
-def _as_a_later_one(payload: str | None) -> str | None:
-    if payload is None:
-        return None
-    order: Order = order_of(payload)
-    return replace(order, first=False).serialized()
-
-
-def limits(device: torch.device) -> Mapping[str, float]:
-    """GB/s of plain copies: within the device (bytes read and written), and over pinned memory each way."""
-    ones = torch.ones(LIMIT_BYTES, dtype=torch.uint8, device=device)
-    other = torch.empty_like(ones)
-    arena = Arena([TensorSpec((LIMIT_BYTES,), torch.uint8)], torch.device("cpu"), pinned=True)
-    (host,) = arena.tensors
-    copies: dict[str, Callable[[], object]] = {
-        "device copy": lambda: other.copy_(ones),
-        "device to host": lambda: host.copy_(ones, non_blocking=True),
-        "host to device": lambda: other.copy_(host, non_blocking=True),
-    }
-    found = {}
-    for name, copy in copies.items():
-        copy()
-        torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        for _ in range(5):
-            copy()
-        torch.cuda.synchronize(device)
-        factor = 2 if name == "device copy" else 1
-        found[name] = factor * 5 * LIMIT_BYTES / 1e9 / (time.perf_counter() - began)
-    return found
 
 
 if __name__ == "__main__":
