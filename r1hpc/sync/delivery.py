@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from r1hpc.checkpoint.collective import as_error
+from r1hpc.checkpoint.collective import as_error, raise_together
 from r1hpc.errors import R1hpcError
 from r1hpc.stopwatch import Stopwatch
 from r1hpc.sync.buckets import Bucket, Item, Segment, aligned
@@ -72,6 +72,13 @@ class Delivery:
         with self._clock.part("deliver"):
             self._deliver(bucket, segments)
             self._finish()
+
+    def raise_failures(self) -> None:
+        """Raise on every rank what has failed on any. One number is exchanged where nothing has."""
+        failed = torch.tensor([self.failure is not None], dtype=torch.int32, device=self._device)
+        dist.all_reduce(failed, dist.ReduceOp.MAX, group=self._world)
+        if failed.item():
+            raise_together([self.failure])
 
     def _places(self, bucket: Bucket, payload: Tensor | None) -> dict[int, Tensor]:
         """The bytes of each segment that this rank puts together or is given, by its place in the bucket."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -15,21 +15,17 @@ from r1hpc.checkpoint.collective import as_error, everyones, raise_together
 from r1hpc.errors import R1hpcError
 from r1hpc.plan.model_shape import ModelShape
 from r1hpc.stopwatch import Stopwatch
-from r1hpc.sync.buckets import Bucket, make_bucket, pack, payload_sizes
-from r1hpc.sync.catalog import Assembly, holdings, plan_assemblies
+from r1hpc.sync.buckets import Bucket, payload_sizes
+from r1hpc.sync.catalog import holdings, plan_assemblies
 from r1hpc.sync.checksum import checksum
 from r1hpc.sync.delivery import Delivery
-from r1hpc.sync.encoding import sent_tensors
 from r1hpc.sync.form import SyncForm
 from r1hpc.sync.groups import SyncGroups
 from r1hpc.sync.hand_over import HandOver
 from r1hpc.sync.order import Order, Placed, Work
 from r1hpc.sync.outline import SyncError, SyncOutcome, SyncOutline, SyncTarget
-from r1hpc.sync.routes import Routes
+from r1hpc.sync.packings import Packings
 from r1hpc.train.checkpoint.pieces import HeldModel
-
-SAMPLES = 8
-"""Weights that each sync reads back out of the engines."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,8 @@ class Step:
 
     work: Work
     bucket: Bucket
+    sizes: Counter[int]
+    """Bytes of it for each courier."""
 
 
 class WeightPublisher:
@@ -67,7 +65,7 @@ class WeightPublisher:
         self._form = form
         self._device = device
         self._bucket_bytes = bucket_bytes
-        self._assemblies: tuple[Assembly, ...] | None = None
+        self._packings: Packings | None = None
         self._groups = SyncGroups(device)
         self._keep_groups = keep_groups
         self._num_syncs = 0
@@ -79,23 +77,23 @@ class WeightPublisher:
         full_check: compare every weight of the engines afterwards, not samples alone.
         """
         self.end()
-        if self._assemblies is None:
-            self._assemblies = plan_assemblies(self._shape, everyones(self._holdings))
+        if self._packings is None:
+            assemblies = plan_assemblies(self._shape, everyones(self._holdings))
+            self._packings = Packings(assemblies, self._form, self._shape.num_experts, self._bucket_bytes)
         weights = self._weights()
-        routes = Routes(tuple(targets), self._shape.num_experts)
-        buckets = pack(self._assemblies, self._form, routes.to, self._bucket_bytes)
-        samples = self._samples(self._assemblies)
-        compared = buckets if full_check else (make_bucket(samples, self._form, routes.to),)
-        steps = [
-            *(Step("load", bucket) for bucket in buckets),
-            *(Step("compare", bucket) for bucket in compared),
-        ]
+        packing = self._packings.to(tuple(targets))
+        samples, names = self._packings.samples(self._num_syncs, packing.routes)
+        steps = [Step("load", *each) for each in zip(packing.buckets, packing.sizes, strict=True)]
+        if full_check:
+            steps += [replace(step, work="compare") for step in steps]
+        else:
+            steps.append(Step("compare", samples, payload_sizes(samples)))
         clock = Stopwatch()
-        couriers = routes.couriers
+        couriers = packing.routes.couriers
         groups = (self._groups.world(), self._groups.of(couriers))
         moved = [step.bucket for step in steps]
         delivery = Delivery(weights, self._form, self._device, couriers, groups, clock, moved)
-        sizes = [payload_sizes(bucket) for bucket in buckets]
+        sizes = packing.sizes
         hand_over = HandOver(self._device, self._usual_bytes(sizes)) if dist.get_rank() in couriers else None
         self._sync = _Sync(steps, delivery, hand_over, clock)
         self._num_syncs += 1
@@ -103,7 +101,7 @@ class WeightPublisher:
             buckets=len(steps),
             bytes_per_gpu=max(sum(size[courier] for size in sizes) for courier in couriers),
             bucket_bytes=max(max(size.values()) for size in sizes),
-            samples=tuple(assembly.name.hf for assembly in ([] if full_check else samples)),
+            samples=() if full_check else names,
         )
 
     def offer(self, bucket: int) -> str | None:
@@ -140,19 +138,9 @@ class WeightPublisher:
         raise_together([failure])
         return weights
 
-    def _samples(self, assemblies: Sequence[Assembly]) -> list[Assembly]:
-        """Others each time, spread over the model; in the end each has been one."""
-        small = [a for a in assemblies if self._size(a) * SAMPLES <= self._bucket_bytes] or list(assemblies)
-        count = min(SAMPLES, len(small))
-        places = {(self._num_syncs + number * len(small) // count) % len(small) for number in range(count)}
-        return [small[place] for place in sorted(places)]
-
     def _usual_bytes(self, sizes: Sequence[Counter[int]]) -> int:
         """Of this courier's payloads, the largest that is no single tensor beyond the bound."""
         return max((size[dist.get_rank()] for size in sizes if size[dist.get_rank()] <= self._bucket_bytes), default=0)
-
-    def _size(self, assembly: Assembly) -> int:
-        return sum(sent.size_bytes for sent in sent_tensors(assembly.name, assembly.dtype, self._form))
 
 
 class _Sync:
@@ -169,9 +157,9 @@ class _Sync:
         step = self._steps[number]
         payload = None
         if self._hand_over is not None:
-            payload = self._hand_over.room(number, payload_sizes(step.bucket)[dist.get_rank()])
+            payload = self._hand_over.room(number, step.sizes[dist.get_rank()])
         self._delivery.move(step.bucket, payload)
-        raise_together([self._delivery.failure])
+        self._delivery.raise_failures()
         if self._hand_over is None:
             return None
         assert payload is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from r1hpc.checkpoint.names import TensorName
 from r1hpc.config.engines import SglangConfig
@@ -39,7 +40,7 @@ class Routes:
         if len(set(self.couriers)) != len(self.couriers) or not self.couriers:
             raise SyncError(f"couriers {self.couriers}: each engine needs some, and each rank serves one engine rank")
 
-    @property
+    @cached_property
     def couriers(self) -> tuple[int, ...]:
         """Trainer ranks, those of the first engine first."""
         return tuple(rank for target in self.targets for rank in target.ranks)
@@ -48,7 +49,14 @@ class Routes:
         """The couriers that carry this tensor, in their order."""
         if name.expert is None:
             return self.couriers
-        return tuple(rank for target in self.targets for rank in serving_ranks(target, name.expert, self.num_experts))
+        return self._of_expert[name.expert]
+
+    @cached_property
+    def _of_expert(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            tuple(rank for target in self.targets for rank in serving_ranks(target, expert, self.num_experts))
+            for expert in range(self.num_experts)
+        )
 
 
 def serving_ranks(target: SyncTarget, expert: int, num_experts: int) -> Sequence[int]:
