@@ -16,10 +16,11 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -78,20 +79,28 @@ ON_CPU = (
 )
 
 
+Done = TypeVar("Done")
+
+
 @dataclass(frozen=True)
 class Here:
     """The only trainer rank, in this process."""
 
     publisher: WeightPublisher
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
+    """What is asked before the last answer has come is done after it."""
 
     async def begin_sync(self, targets: Sequence[SyncTarget], full_check: bool = False) -> SyncOutline:
-        return await asyncio.to_thread(self.publisher.begin, targets, full_check)
+        return await self._do(self.publisher.begin, targets, full_check)
 
     async def offer(self, bucket: int) -> list[str | None]:
-        return [await asyncio.to_thread(self.publisher.offer, bucket)]
+        return [await self._do(self.publisher.offer, bucket)]
 
     async def end_sync(self) -> list[SyncOutcome]:
-        return [await asyncio.to_thread(self.publisher.end)]
+        return [await self._do(self.publisher.end)]
+
+    async def _do(self, work: Callable[..., Done], *arguments: Any) -> Done:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)
 
 
 def main() -> int:
@@ -202,9 +211,9 @@ def restored(host: HostWeights) -> None:
 async def usual(publisher: WeightPublisher, server: EngineServer, rounds: int) -> SyncReport:
     """The sync of the median time; the first is not counted."""
     engine = EngineEndpoint("engine0", server.control, server.capabilities, (0,))
-    reports = []
+    reports, here = [], Here(publisher)
     for version in range(rounds + 1):
-        report = await publish(Here(publisher), [engine], version, timeout_s=START_S)
+        report = await publish(here, [engine], version, timeout_s=START_S)
         assert not report.failed, report.failed
         reports.append(report)
     return sorted(reports[1:], key=lambda report: report.seconds["total"])[rounds // 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from r1hpc.rollout.engine_args import WEIGHT_LOADER
 from r1hpc.rollout.engine_control import EngineControl, EngineControlError
 from r1hpc.stopwatch import Stopwatch
 from r1hpc.sync.endpoint import Couriers, EngineEndpoint
-from r1hpc.sync.outline import SyncError, SyncOutcome, SyncOutline
+from r1hpc.sync.outline import TURNS, SyncError, SyncOutcome, SyncOutline
 from r1hpc.sync.report import SyncReport
 
 NO_VERSION = "default"
@@ -83,17 +84,24 @@ class Attempt:
         return [engine for engine in self._engines if engine.name not in self._failed]
 
     async def _send(self, outline: SyncOutline) -> None:
-        """The next payload is prepared while the engines take one; it is in the memory of the one before."""
-        payloads = await self._couriers.offer(0)
-        for bucket in range(outline.buckets):
-            if not self._alive:
-                return
-            taking = asyncio.gather(*(self._take(engine, payloads) for engine in self._alive))
-            try:
-                if bucket + 1 < outline.buckets:
-                    payloads = await self._couriers.offer(bucket + 1)
-            finally:
-                await taking
+        """The next payload is prepared while the engines take one; asked for early, so trainers do not wait for us."""
+        first = range(min(TURNS, outline.buckets))
+        offers = deque(asyncio.create_task(self._couriers.offer(bucket)) for bucket in first)
+        try:
+            for bucket in range(outline.buckets):
+                payloads = await offers.popleft()
+                if not self._alive:
+                    return
+                await self._each(self._take(engine, payloads) for engine in self._alive)
+                if bucket + TURNS < outline.buckets:
+                    # In the memory of this one, which the engines are done with.
+                    offers.append(asyncio.create_task(self._couriers.offer(bucket + TURNS)))
+        except asyncio.CancelledError:
+            for offer in offers:
+                offer.cancel()
+            raise
+        finally:
+            await asyncio.gather(*offers, return_exceptions=True)
 
     async def _take(self, engine: EngineEndpoint, payloads: Sequence[str | None]) -> None:
         mine = [payload for rank in engine.ranks if (payload := payloads[rank]) is not None]

@@ -35,7 +35,10 @@ class Couriers(Protocol):
         """Plan a sync to these engines."""
 
     async def offer(self, bucket: int) -> list[str | None]:
-        """The payload of this bucket by rank; None where the rank is no courier."""
+        """The payload of this bucket by rank; None where the rank is no courier.
+
+        May be called before the last call has returned: buckets are prepared in the order of the calls.
+        """
 
     async def end_sync(self) -> list[SyncOutcome]:
         """Give the memory of the payloads back; by rank how its part ended. To be called after a failure too."""

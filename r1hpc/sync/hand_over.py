@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from r1hpc.sync.order import ANSWER_BYTES, Answer
+from r1hpc.sync.outline import TURNS
 from r1hpc.sync.shared_memory import HostMemory, SharedMemory, allocate
-
-TURNS = 2
-"""One payload is filled while the engine takes the other."""
 
 
 class HandOver:

@@ -18,6 +18,10 @@ class SyncProblems(ProblemsError):
     heading = "problem of the weights to send"
 
 
+TURNS = 2
+"""Payloads that exist at once: one is filled while the engine takes the other."""
+
+
 @dataclass(frozen=True)
 class SyncTarget:
     """One engine that is to be given the weights."""

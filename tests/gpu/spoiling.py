@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from r1hpc.actors.rank import TrainerRank
-from r1hpc.sync.hand_over import TURNS
 from r1hpc.sync.order import Order
+from r1hpc.sync.outline import TURNS
 from tests.sync.beside import order_of
 
 Tamper = Callable[[int, list[str | None]], None]

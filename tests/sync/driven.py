@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -32,6 +33,8 @@ class DrivenRanks:
         self._senders = senders
         self._group = group
         self._extras = extras or {}
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        """What is asked before the last answer has come is done after it."""
         self.form = next(iter(senders))
         """In which weights are sent."""
         self.tamper: Callable[[int, list[str | None]], None] | None = None
@@ -60,7 +63,7 @@ class DrivenRanks:
         if what in self._extras:
             # The modes of torch that let Megatron run on a CPU are this thread's.
             return self._ask(what, arguments)
-        return await asyncio.to_thread(self._ask, what, arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, what, arguments)
 
     def finish(self) -> None:
         """Let the other ranks go."""
