@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r1hpc.config import Config
-
 
 @dataclass(frozen=True)
 class Patience:
@@ -21,14 +19,7 @@ class Patience:
     """More than the ranks themselves give each other, whose error says more."""
     sleep_s: float = 300.0
     """Also to wake: tens of GB a GPU over its host link."""
-    sync_s: float = 600.0
-    """For one bucket."""
     look_s: float = 120.0
     """To answer a question; between two calls a rank has nothing else to do."""
     collective_s: float = 2400.0
     """In a collective of torch.distributed: more than the longest wait that is none for a dead rank, a save's."""
-
-    @classmethod
-    def of(cls, config: Config) -> Patience:
-        """Of a run."""
-        return cls(sync_s=float(config.sync.timeout_s))

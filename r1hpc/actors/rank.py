@@ -16,9 +16,12 @@ from r1hpc.actors.place import Place, Rendezvous
 from r1hpc.actors.rendezvous import join
 from r1hpc.config import Config
 from r1hpc.plan.model_shape import model_shape
+from r1hpc.sync.crew import Crew
+from r1hpc.sync.endpoint import EngineEndpoint
 from r1hpc.sync.form import SyncForm
-from r1hpc.sync.outline import SyncOutcome, SyncOutline, SyncTarget
+from r1hpc.sync.publish import publish
 from r1hpc.sync.publisher import WeightPublisher
+from r1hpc.sync.report import SyncReport
 from r1hpc.train.actor import ACTOR, TrainActor
 from r1hpc.train.settings import TrainerConfig
 
@@ -65,17 +68,19 @@ class TrainerRank:
         if self.actor.memory.asleep:
             self.actor.wake()
 
-    def begin_sync(self, targets: Sequence[SyncTarget], full_check: bool) -> SyncOutline:
-        """Plan a sync to these engines."""
-        return self._publisher.begin(targets, full_check)
+    def sync(
+        self, engines: Sequence[EngineEndpoint], version: int, timeout_s: float, full_check: bool
+    ) -> SyncReport | None:
+        """Give these engines the weights; rank 0, which speaks to them, says how it went."""
+        crew = Crew(self._publisher)
+        if self._place.rank:
+            crew.follow()
+            return None
+        return crew.lead(lambda ranks: publish(ranks, engines, version, timeout_s=timeout_s, full_check=full_check))
 
-    def offer(self, bucket: int) -> str | None:
-        """The payload of a bucket for the engine's rank beside this one; None where it gets none."""
-        return self._publisher.offer(bucket)
-
-    def end_sync(self) -> SyncOutcome:
-        """Give the memory of the payloads back."""
-        return self._publisher.end()
+    def end_sync(self) -> None:
+        """Give the memory of a sync back that failed."""
+        self._publisher.end()
 
     def memory(self) -> MemoryReading:
         """What is free of the memory that this rank and the engine's share."""

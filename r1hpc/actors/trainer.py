@@ -15,7 +15,8 @@ from r1hpc.actors.memory import MemoryReading
 from r1hpc.actors.place import Place, Rendezvous
 from r1hpc.actors.process_setup import log_to, share_cores
 from r1hpc.config import Config
-from r1hpc.sync.outline import SyncOutcome, SyncOutline, SyncTarget
+from r1hpc.sync.endpoint import EngineEndpoint
+from r1hpc.sync.report import SyncReport
 from r1hpc.types import Sample
 
 if TYPE_CHECKING:
@@ -91,17 +92,15 @@ class Trainer:
         self._started.actor.abandon_save()
 
     @answering
-    def begin_sync(self, targets: Sequence[SyncTarget], full_check: bool) -> SyncOutline:
-        """See WeightPublisher, as for what follows."""
-        return self._started.begin_sync(targets, full_check)
+    def sync(
+        self, engines: Sequence[EngineEndpoint], version: int, timeout_s: float, full_check: bool
+    ) -> SyncReport | None:
+        """See TrainerRank, as for what follows."""
+        return self._started.sync(engines, version, timeout_s, full_check)
 
     @answering
-    def offer(self, bucket: int) -> str | None:
-        return self._started.offer(bucket)
-
-    @answering
-    def end_sync(self) -> SyncOutcome:
-        return self._started.end_sync()
+    def end_sync(self) -> None:
+        self._started.end_sync()
 
     @answering
     def memory(self) -> MemoryReading:

@@ -25,7 +25,9 @@ from r1hpc.cluster.launch import Launch
 from r1hpc.cluster.ray import Slot
 from r1hpc.config import Config
 from r1hpc.rollout.engine_environment import group_interface
-from r1hpc.sync.outline import SyncOutcome, SyncOutline, SyncTarget
+from r1hpc.sync.endpoint import EngineEndpoint
+from r1hpc.sync.publish import ATTEMPTS
+from r1hpc.sync.report import SyncReport
 from r1hpc.types import Sample
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ logger = logging.getLogger(__name__)
 GPU_SHARE = 0.4
 """Of a slot's GPU in Ray's books; the engine beside has its own share. Both use all of it, in turns."""
 _LEAVE_S = 10.0
+_SYNC_SLACK_S = 60.0
+"""For a sync beyond its own deadlines: a first one plans for seconds, and past its deadline it is ended in order."""
 _LOOK_S = 5.0
 """Between two looks whether idle trainers live."""
 
@@ -84,7 +88,7 @@ class TrainerGroup:
             (place, _actor(place, group, slot.bundle, environment))
             for place, slot in zip(trainer_places(slots, logs), slots, strict=True)
         ]
-        patience = Patience.of(config)
+        patience = Patience()
         self = cls(members, patience)
         try:
             where = await self._ask("the trainers' processes", "where", deadline_s)
@@ -146,20 +150,34 @@ class TrainerGroup:
         """Stop writing it."""
         await self._ask("abandon_save", "abandon_save", self._patience.finish_save_s)
 
-    async def begin_sync(self, targets: Sequence[SyncTarget], full_check: bool = False) -> SyncOutline:
-        """Plan a sync to these engines."""
-        outline: SyncOutline = await self._first(
-            "begin_sync", "begin_sync", self._patience.sync_s, list(targets), full_check
-        )
-        return outline
+    async def sync(
+        self, engines: Sequence[EngineEndpoint], version: int, *, timeout_s: float, full_check: bool = False
+    ) -> SyncReport:
+        """Give these engines the weights; see `publish`.
 
-    async def offer(self, bucket: int) -> list[str | None]:
-        """The payloads of a bucket, by rank."""
-        return await self._ask(f"bucket {bucket} of a sync", "offer", self._patience.sync_s, bucket)
+        Where this is cancelled the sync goes on to its end, and only then is the cancellation raised: nobody may take
+        the engines' memory in the middle of it.
+        """
+        syncing = asyncio.ensure_future(self._sync(list(engines), version, timeout_s, full_check))
+        try:
+            return await asyncio.shield(syncing)
+        except asyncio.CancelledError:
+            await asyncio.wait({syncing})
+            raise
 
-    async def end_sync(self) -> list[SyncOutcome]:
-        """Give the payloads' memory back."""
-        return await self._ask("end_sync", "end_sync", self._patience.sync_s)
+    async def _sync(
+        self, engines: Sequence[EngineEndpoint], version: int, timeout_s: float, full_check: bool
+    ) -> SyncReport:
+        deadline_s = ATTEMPTS * timeout_s + _SYNC_SLACK_S
+        try:
+            report: SyncReport = await self._first(
+                f"weights {version}", "sync", deadline_s, engines, version, timeout_s, full_check
+            )
+        except TrainersError as error:
+            if error.usable:
+                await self._ask("end_sync", "end_sync", timeout_s)
+            raise
+        return report
 
     async def memory(self) -> list[MemoryReading]:
         """By rank, what is free where it and its engine run."""

@@ -18,8 +18,7 @@ from r1hpc.config.run_time import SyncConfig
 from r1hpc.errors import R1hpcError
 from r1hpc.rollout.dispatch import Dispatcher
 from r1hpc.stopwatch import Stopwatch
-from r1hpc.sync.outline import SyncError
-from r1hpc.sync.publish import SyncReport, publish
+from r1hpc.sync.report import SyncReport
 
 logger = logging.getLogger(__name__)
 
@@ -189,19 +188,14 @@ class Colocation:
 
     async def _given_weights(self, engines: EngineGroup, names: list[str]) -> Mapping[str, str]:
         """Of these engines those that could not be given the weights, and why: they have to be started again."""
-        try:
-            self.last_sync = await self._publish(engines, names)
-        except SyncError as error:
-            # Nobody knows which of them it was that hung.
-            return dict.fromkeys(names, str(error))
+        self.last_sync = await self._publish(engines, names)
         return self.last_sync.failed
 
     async def _publish(self, engines: EngineGroup, names: list[str]) -> SyncReport:
         """Give these engines the weights. Not twice at a time: the trainers do one sync after another."""
         async with self._syncing:
             version = self.version
-            report = await publish(
-                self._trainers,
+            report = await self._trainers.sync(
                 [engines.endpoint(name) for name in names],
                 version,
                 timeout_s=self._sync.timeout_s,

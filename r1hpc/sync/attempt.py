@@ -13,7 +13,7 @@ from r1hpc.rollout.engine_args import WEIGHT_LOADER
 from r1hpc.rollout.engine_control import EngineControl, EngineControlError
 from r1hpc.stopwatch import Stopwatch
 from r1hpc.sync.endpoint import Couriers, EngineEndpoint
-from r1hpc.sync.outline import TURNS, SyncError, SyncOutcome, SyncOutline
+from r1hpc.sync.outline import TURNS, SyncError, SyncOutcome, SyncOutline, SyncTimeoutError
 from r1hpc.sync.report import SyncReport
 
 NO_VERSION = "default"
@@ -44,12 +44,12 @@ class Attempt:
         self._taking = {engine.name: Stopwatch() for engine in engines}
 
     async def run(self) -> SyncReport:
-        """What came of it; raises what the trainers raise, and SyncError past the deadline."""
+        """What came of it; raises what the trainers raise, and SyncTimeoutError past the deadline."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._run()
         except TimeoutError as error:
-            raise SyncError(
+            raise SyncTimeoutError(
                 f"weights {self._version}: not with the engines within {self._timeout_s:g} s (sync.timeout_s);"
                 f" {len(self._failed)} of {len(self._engines)} had failed by then"
             ) from error

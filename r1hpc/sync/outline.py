@@ -12,6 +12,10 @@ class SyncError(R1hpcError):
     """Weights that cannot be sent."""
 
 
+class SyncTimeoutError(SyncError):
+    """A sync that was not over in time; nobody knows which engine it waited for."""
+
+
 class SyncProblems(ProblemsError):
     """Everything that keeps the trainers' weights from being the model's, each exactly once."""
 
