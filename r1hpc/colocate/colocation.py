@@ -202,6 +202,8 @@ class Colocation:
                 full_check=_is_due(version, self._sync.full_check_interval),
             )
             engines.given(report.published, version)
+            for name in set(report.retried) & set(report.published):
+                logger.warning("%s: has weights %d after a second attempt", name, version)
         return report
 
     async def _rejoin(self, name: str) -> None:
