@@ -5,6 +5,7 @@ srun --ntasks-per-node=1 --mpi=pmi2 python -m jobs.preflight RUN ATTEMPT
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -12,14 +13,14 @@ from r1hpc import exit_codes
 
 if __name__ == "__main__":
     # Before the imports below, which take a while; nothing is running yet that would have to be stopped in order.
+    # Not by an exception: Python drops one that is raised in a callback of its import locks.
     for _number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(_number, lambda number, frame: sys.exit(exit_codes.STOP_REQUESTED))
+        signal.signal(_number, lambda number, frame: os._exit(exit_codes.STOP_REQUESTED))
     # Who starts us may have blocked them until now.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1, signal.SIGTERM))
 
 import argparse
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -70,4 +71,6 @@ def own_node(identity: Identity, nodes: Sequence[Node]) -> Node:
 
 
 if __name__ == "__main__":
+    for _number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(_number, lambda number, frame: sys.exit(exit_codes.STOP_REQUESTED))
     sys.exit(main())

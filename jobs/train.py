@@ -108,8 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Before the agent has its own handlers nothing is running that would have to be stopped in order."""
-    sys.exit(exit_codes.STOP_REQUESTED)
+    """Before the agent has its own handlers nothing is running that would have to be stopped in order.
+
+    Not by an exception: Python drops one that is raised in a callback of its import locks.
+    """
+    os._exit(exit_codes.STOP_REQUESTED)
 
 
 if __name__ == "__main__":

@@ -65,10 +65,13 @@ class _Fault:
         return TrainersError(f"{what}: {place}: {first_line(failure)} (see {place.log})")
 
 
-async def answers(what: str, calls: Sequence[tuple[Place, ObjectRef]], deadline_s: float) -> list[Any]:
+async def answers(
+    what: str, calls: Sequence[tuple[Place, ObjectRef]], deadline_s: float, grace_s: float = GRACE_S
+) -> list[Any]:
     """The answers, in order. Raises TrainersError, of several errors that of the cause; TrainerLost for a dead rank.
 
     What has not answered by then goes on; nobody waits for it any more.
+    grace_s: after an error of a rank, for the others to say theirs; after a death GRACE_S is enough.
     """
     began = time.monotonic()
     found: dict[int, Any] = {}
@@ -84,7 +87,7 @@ async def answers(what: str, calls: Sequence[tuple[Place, ObjectRef]], deadline_
                 answer = task.result()
                 if isinstance(answer, Failure | RayError):
                     faults.append(_Fault(calls[index][0], answer))
-                    end = min(end, time.monotonic() + GRACE_S)
+                    end = min(end, time.monotonic() + (grace_s if isinstance(answer, Failure) else GRACE_S))
                 else:
                     found[index] = answer
             if time.monotonic() >= report:

@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from r1hpc.actors.collective_call import TrainerLost, TrainersError, answers
+from r1hpc.actors.collective_call import GRACE_S, TrainerLost, TrainersError, answers
 from r1hpc.actors.memory import MemoryReading
 from r1hpc.actors.patience import Patience
 from r1hpc.actors.place import Place, Rendezvous
@@ -25,6 +25,7 @@ from r1hpc.cluster.launch import Launch
 from r1hpc.cluster.ray import Slot
 from r1hpc.config import Config
 from r1hpc.rollout.engine_environment import group_interface
+from r1hpc.sync.attempt import longest_take_s
 from r1hpc.sync.endpoint import EngineEndpoint
 from r1hpc.sync.publish import ATTEMPTS
 from r1hpc.sync.report import SyncReport
@@ -153,26 +154,13 @@ class TrainerGroup:
     async def sync(
         self, engines: Sequence[EngineEndpoint], version: int, *, timeout_s: float, full_check: bool = False
     ) -> SyncReport:
-        """Give these engines the weights; see `publish`.
-
-        Where this is cancelled the sync goes on to its end, and only then is the cancellation raised: nobody may take
-        the engines' memory in the middle of it.
-        """
-        syncing = asyncio.ensure_future(self._sync(list(engines), version, timeout_s, full_check))
+        """Give these engines the weights; see `publish`. Where this is cancelled the ranks go on with it."""
+        what, deadline_s = f"weights {version}", ATTEMPTS * timeout_s + _SYNC_SLACK_S
+        # Where all fail the first rank answers last: engines read the payload before, and it waits for them.
+        grace_s = longest_take_s(timeout_s) + GRACE_S
+        arguments = list(engines), version, timeout_s, full_check
         try:
-            return await asyncio.shield(syncing)
-        except asyncio.CancelledError:
-            await asyncio.wait({syncing})
-            raise
-
-    async def _sync(
-        self, engines: Sequence[EngineEndpoint], version: int, timeout_s: float, full_check: bool
-    ) -> SyncReport:
-        deadline_s = ATTEMPTS * timeout_s + _SYNC_SLACK_S
-        try:
-            report: SyncReport = await self._first(
-                f"weights {version}", "sync", deadline_s, engines, version, timeout_s, full_check
-            )
+            report: SyncReport = (await self._ask(what, "sync", deadline_s, *arguments, grace_s=grace_s))[0]
         except TrainersError as error:
             if error.usable:
                 await self._ask("end_sync", "end_sync", timeout_s)
@@ -212,14 +200,16 @@ class TrainerGroup:
     async def _first(self, what: str, method: str, deadline_s: float, *arguments: Any) -> Any:
         return (await self._ask(what, method, deadline_s, *arguments))[0]
 
-    async def _ask(self, what: str, method: str, deadline_s: float, *arguments: Any) -> list[Any]:
+    async def _ask(
+        self, what: str, method: str, deadline_s: float, *arguments: Any, grace_s: float = GRACE_S
+    ) -> list[Any]:
         """Call `method` of every rank. All are called before anything is waited for: so every rank has one order."""
         if self._broken is not None:
             raise self._broken
         calls = [(place, getattr(actor, method).remote(*arguments)) for place, actor in self.members]
         self._calls += 1
         try:
-            return await answers(what, calls, deadline_s)
+            return await answers(what, calls, deadline_s, grace_s)
         except TrainersError as error:
             if not error.usable:
                 self._broken = error

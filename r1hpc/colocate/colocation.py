@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _MEMORY_S = 60.0
 """For what was released to be free: seconds at most, unless somebody else has it."""
+_BREAK_OFF_S = 2.0
+"""For a sync that is cancelled to come to its end by itself. Whoever cancels waits for 5 (r1hpc.interrupt)."""
 _BRING_BACK_S = 1800.0
 """For an engine that died in a rollout: it reads its checkpoint again. Past them the others finish without it."""
 
@@ -195,16 +197,37 @@ class Colocation:
         """Give these engines the weights. Not twice at a time: the trainers do one sync after another."""
         async with self._syncing:
             version = self.version
-            report = await self._trainers.sync(
-                [engines.endpoint(name) for name in names],
-                version,
-                timeout_s=self._sync.timeout_s,
-                full_check=_is_due(version, self._sync.full_check_interval),
+            syncing = asyncio.ensure_future(
+                self._trainers.sync(
+                    [engines.endpoint(name) for name in names],
+                    version,
+                    timeout_s=self._sync.timeout_s,
+                    full_check=_is_due(version, self._sync.full_check_interval),
+                )
             )
+            try:
+                report = await asyncio.shield(syncing)
+            except asyncio.CancelledError:
+                await self._broken_off(syncing, engines, names)
+                raise
             engines.given(report.published, version)
             for name in set(report.retried) & set(report.published):
                 logger.warning("%s: has weights %d after a second attempt", name, version)
         return report
+
+    async def _broken_off(self, syncing: asyncio.Future[SyncReport], engines: EngineGroup, names: list[str]) -> None:
+        """End a sync. Whoever cancelled it may have the trainers commit next: they do nothing else until it is over.
+
+        What is not nearly over waits for engines: with their processes it ends.
+        """
+        await asyncio.wait({syncing}, timeout=_BREAK_OFF_S)
+        if not syncing.done():
+            for name in names:
+                engines.report_down(name, "it took weights when that was broken off")
+            await engines.stop(names)
+            await asyncio.wait({syncing})
+        if not syncing.cancelled() and (error := syncing.exception()) is not None:
+            logger.warning("a sync that was broken off: %s", error)
 
     async def _rejoin(self, name: str) -> None:
         """Give an engine that was started again the weights, and let it serve. Raises R1hpcError."""

@@ -19,8 +19,10 @@ from r1hpc.sync.report import SyncReport
 NO_VERSION = "default"
 """What SGLang calls weights that nobody published: protocol.BOOT_VERSION."""
 
-_SHARE = 4
-"""An engine may keep one payload for this part of the whole time; then it is given up."""
+
+def longest_take_s(timeout_s: float) -> float:
+    """How long an engine may keep one payload, of the whole time; then it is given up."""
+    return timeout_s / 4
 
 
 class Attempt:
@@ -107,7 +109,9 @@ class Attempt:
         mine = [payload for rank in engine.ranks if (payload := payloads[rank]) is not None]
         assert len(mine) == len(engine.ranks), f"{engine.name}: {len(mine)} payloads for {len(engine.ranks)} ranks"
         with self._taking[engine.name].part("take"):
-            await self._guarded(engine, engine.control.update_weights(mine, WEIGHT_LOADER, self._timeout_s / _SHARE))
+            await self._guarded(
+                engine, engine.control.update_weights(mine, WEIGHT_LOADER, longest_take_s(self._timeout_s))
+            )
 
     async def _open(self, engine: EngineEndpoint) -> None:
         await self._guarded(engine, self._opened(engine))

@@ -55,8 +55,9 @@ class Crew:
         while (order := self._orders.get()) is not None:
             self._carry_out(*order)
         thread.join()
-        if self._failure is None:
-            first_ranks(None)  # to the others: it is over
+        if self._failure is not None:
+            raise self._failure  # whatever became of the story: the others have raised it, too
+        first_ranks(None)  # to the others: it is over
         return told.result()
 
     async def begin_sync(self, targets: Sequence[SyncTarget], full_check: bool = False) -> SyncOutline:
@@ -70,8 +71,13 @@ class Crew:
 
     async def end_sync(self) -> list[SyncOutcome]:
         if self._failure is not None:
-            return []  # the others have left
-        outcomes: list[SyncOutcome] = await self._ask("end")
+            return []  # the others do not listen any more
+        ending = asyncio.ensure_future(self._ask("end"))
+        try:
+            outcomes: list[SyncOutcome] = await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await asyncio.wait({ending})  # else nobody would give the memory back
+            raise
         return outcomes
 
     def _tell(self, story: Callable[[Crew], Coroutine[Any, Any, T]], told: Future[T]) -> None:

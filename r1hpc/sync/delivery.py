@@ -75,9 +75,12 @@ class Delivery:
 
     def raise_failures(self) -> None:
         """Raise on every rank what has failed on any. One number is exchanged where nothing has."""
-        failed = torch.tensor([self.failure is not None], dtype=torch.int32, device=self._device)
-        dist.all_reduce(failed, dist.ReduceOp.MAX, group=self._world)
-        if failed.item():
+        failed = self.failure is not None
+        if dist.get_world_size() > 1:  # for one rank there is no communicator, which would take memory
+            flag = torch.tensor([failed], dtype=torch.int32, device=self._device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._world)
+            failed = bool(flag.item())
+        if failed:
             raise_together([self.failure])
 
     def _places(self, bucket: Bucket, payload: Tensor | None) -> dict[int, Tensor]:
@@ -156,21 +159,22 @@ class Delivery:
     def _encode(self, rooms: Sequence[_Room], segments: Mapping[int, Tensor]) -> None:
         quantized: list[Quantized] = []
         for room in rooms:
-            with self._kept(room.run):
+            with self.kept_for_all(_encoding(room.run)):
                 places = room.run.places(segments[room.segment])
                 quantized.append(encode_run(room.run, room.weights, self._form, places))
         # To look at one waits for the device, so it is done once for all.
         if quantized and not bool(torch.stack([each.is_finite() for each in quantized]).all()):
             for each in quantized:
-                with self._kept(each.run):
+                with self.kept_for_all(_encoding(each.run)):
                     each.check()
 
     @contextmanager
-    def _kept(self, run: Run) -> Iterator[None]:
+    def kept_for_all(self, doing: str) -> Iterator[None]:
+        """Keep what fails in here for `raise_failures`; `doing` says it where it does not name itself."""
         try:
             yield
         except Exception as error:
-            failure = as_error(error, f"{run.names[0]}: could not be encoded")
+            failure = as_error(error, doing)
             # Its frames hold parts of the payload, whose memory the engine needs next.
             self.failure = self.failure or failure.with_traceback(None)
 
@@ -208,6 +212,10 @@ class Delivery:
     def _finish(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def _encoding(run: Run) -> str:
+    return f"{run.names[0]}: could not be encoded"
 
 
 def _exchange(operations: list[dist.P2POp]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -39,7 +40,9 @@ async def publish(
     first, in_time = await _attempt(couriers, engines, version, timeout_s, full_check)
     report, again = first, list[EngineEndpoint]()
     if in_time:  # else nobody knows which of them it was that hung
-        again = [engine for engine in engines if engine.name in first.failed and await engine.control.is_healthy()]
+        failed = [engine for engine in engines if engine.name in first.failed]
+        healthy = await asyncio.gather(*(engine.control.is_healthy() for engine in failed))
+        again = [engine for engine, is_healthy in zip(failed, healthy, strict=True) if is_healthy]
     if again:
         for engine in again:
             logger.warning("%s: sync failed and is tried again: %s", engine.name, first.failed[engine.name])

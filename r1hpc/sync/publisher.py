@@ -159,23 +159,27 @@ class _Sync:
         if self._hand_over is not None:
             payload = self._hand_over.room(number, step.sizes[dist.get_rank()])
         self._delivery.move(step.bucket, payload)
+        text = None
+        if self._hand_over is not None and payload is not None:
+            with self._delivery.kept_for_all(f"payload {number}"), self._clock.part("checksum"):
+                text = self._order(number, step, payload, self._hand_over).serialized()
         self._delivery.raise_failures()
-        if self._hand_over is None:
-            return None
-        assert payload is not None
-        with self._clock.part("checksum"):
-            order = Order(
-                work=step.work,
-                first=number == 0,
-                key=f"{self._nonce}-{number}",
-                answer=self._hand_over.answer_ticket(number),
-                payload=self._hand_over.payload_ticket(number) if payload.numel() else None,
-                size=payload.numel(),
-                checksum=checksum(payload),
-                tensors=tuple(_placed(step.bucket, dist.get_rank())),
-            )
-        self._hand_over.ordered(number, order.key)
-        return order.serialized()
+        return text
+
+    def _order(self, number: int, step: Step, payload: Tensor, hand_over: HandOver) -> Order:
+        key = f"{self._nonce}-{number}"
+        # First: what has a ticket, and is not answered, has to be disowned.
+        hand_over.ordered(number, key)
+        return Order(
+            work=step.work,
+            first=number == 0,
+            key=key,
+            answer=hand_over.answer_ticket(number),
+            payload=hand_over.payload_ticket(number) if payload.numel() else None,
+            size=payload.numel(),
+            checksum=checksum(payload),
+            tensors=tuple(_placed(step.bucket, dist.get_rank())),
+        )
 
     def end(self) -> SyncOutcome:
         if self._hand_over is None:

@@ -31,5 +31,8 @@ class SyncReport:
             failed={name: why for name, why in self.failed.items() if name not in second.published}
             | dict(second.failed),
             retried=(*second.published, *second.failed),
-            seconds={part: self.seconds.get(part, 0.0) + spent for part, spent in second.seconds.items()},
+            seconds={
+                part: self.seconds.get(part, 0.0) + second.seconds.get(part, 0.0)
+                for part in (*self.seconds, *(part for part in second.seconds if part not in self.seconds))
+            },
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -223,6 +224,38 @@ def test_an_engine_that_got_no_weights_in_time_is_started_again_and_given_them(
         async with world.colocation.rollout_phase() as dispatcher:
             assert world.engines.up == []
             world.colocation._sync = patient
+            assert dispatcher is not None
+            samples = await generate(dispatcher, config)
+        assert {sample.weight_version for sample in samples} == {world.colocation.version}
+
+    runner.run(work())
+
+
+def test_a_sync_that_is_cancelled_while_its_engine_hangs_is_over_soon_and_the_trainers_can_be_asked(
+    runner: asyncio.Runner, world: World, config: Config
+) -> None:
+    async def enter() -> None:
+        async with world.colocation.rollout_phase():
+            raise AssertionError("it was to be cancelled")
+
+    async def work() -> None:
+        async with world.colocation.train_phase():
+            world.colocation.version += 1  # so the engine's weights are old
+        entry = asyncio.create_task(enter())
+        async with asyncio.timeout(60):
+            while not world.engines.hold_memory:
+                await asyncio.sleep(0.001)
+            for pid in server_pids(world.cluster):
+                os.kill(pid, signal.SIGSTOP)
+            while not world.colocation._syncing.locked():
+                await asyncio.sleep(0.001)
+        began = time.monotonic()
+        entry.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entry
+        assert len(await world.trainers.memory()) == 2
+        assert time.monotonic() - began < config.sync.timeout_s / 4
+        async with world.colocation.rollout_phase() as dispatcher:
             assert dispatcher is not None
             samples = await generate(dispatcher, config)
         assert {sample.weight_version for sample in samples} == {world.colocation.version}

@@ -89,20 +89,6 @@ def test_what_the_trainers_raise_is_raised_and_leaves_them_usable(
     runner.run(work())
 
 
-def test_a_sync_that_is_cancelled_goes_on_to_its_end(runner: asyncio.Runner, trainers: TrainerGroup) -> None:
-    async def work() -> None:
-        async with ShelfServer().serving() as shelf:
-            syncing = asyncio.create_task(trainers.sync([endpoint(shelf, 0, 1)], 8, timeout_s=TIMEOUT_S))
-            while not shelf.open:
-                await asyncio.sleep(0.001)
-            syncing.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await syncing
-            assert shelf.version == "8"
-
-    runner.run(work())
-
-
 def test_a_rank_that_is_killed_in_a_sync_is_blamed_and_not_those_that_wait_for_it(
     runner: asyncio.Runner, trainers: TrainerGroup
 ) -> None:

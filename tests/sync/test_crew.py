@@ -110,6 +110,16 @@ def test_what_every_rank_raises_ends_all_parts_and_nothing_asked_for_early_is_be
     assert [calls for _, calls, _ in found] == [["begin e False", "offer 0"]] * RANKS
 
 
+def test_what_the_ranks_raise_is_raised_even_where_nobody_looked_at_it(tmp_path: Path) -> None:
+    async def story(crew: Crew) -> str:
+        await crew.begin_sync([SyncTarget("e", (0,))])
+        await asyncio.gather(crew.offer(0), return_exceptions=True)
+        return "as if all were well"
+
+    found = played(tmp_path, story, fail_at=0)
+    assert [told for told, _, _ in found] == ["payload 0 cannot be made"] * RANKS
+
+
 def test_what_the_first_rank_alone_raises_lets_the_others_go(tmp_path: Path) -> None:
     async def story(crew: Crew) -> None:
         await crew.begin_sync([SyncTarget("e", (0,))])
